@@ -1,0 +1,40 @@
+"""jepa-daam: a neural speech tokenizer for Transformers."""
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioTokenization,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+)
+
+from .configuration_jepa_daam import JepaDaamConfig
+from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
+from .modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamModel
+from .pretraining_jepa_daam import JepaDaamForPreTraining
+from .token_file import TokenFileError, read_token_file, write_token_file
+from .tokenization_jepa_daam import AudioTokenStream, JepaAudioTokenizer
+
+AutoConfig.register("jepa_daam", JepaDaamConfig)
+AutoModel.register(JepaDaamConfig, JepaDaamModel)
+AutoModelForAudioTokenization.register(JepaDaamConfig, JepaDaamModel)
+AutoModelForPreTraining.register(JepaDaamConfig, JepaDaamForPreTraining)
+AutoFeatureExtractor.register(JepaDaamConfig, JepaDaamFeatureExtractor)
+AutoTokenizer.register(JepaDaamConfig, slow_tokenizer_class=JepaAudioTokenizer)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AudioTokenStream",
+    "JepaAudioTokenizer",
+    "JepaDaamConfig",
+    "JepaDaamEncoderModel",
+    "JepaDaamFeatureExtractor",
+    "JepaDaamForPreTraining",
+    "JepaDaamModel",
+    "TokenFileError",
+    "__version__",
+    "read_token_file",
+    "write_token_file",
+]

@@ -1,0 +1,205 @@
+"""Recorded sound to mono float32 samples at a wanted rate: arrays, files, `datasets` examples.
+
+One rule for all: channels are averaged, integers are read as PCM, soxr resamples at its highest-but-one quality.
+soxr gives the same samples whether it sees a recording at once or in blocks, and so do the functions below.
+"""
+
+import io
+import numbers
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+try:
+    import soundfile
+except ImportError:
+    soundfile = None
+try:
+    import soxr
+except ImportError:
+    soxr = None
+
+BLOCK_S = 60  # seconds read from a file at a time
+MAX_CHANNELS = 32  # of two axes, channels are the one that is at most this long
+
+
+def check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
+    """Return the rate (Hz) as an int.
+
+    Raises:
+        ValueError: If it is missing or not positive.
+        TypeError: If it is not a whole number.
+    """
+    if sampling_rate is None:
+        raise ValueError(f"`{name}` is missing: say at how many Hz the audio was recorded")
+    if isinstance(sampling_rate, (bool, np.bool_)) or not isinstance(sampling_rate, numbers.Real):
+        raise TypeError(f"`{name}` must be a whole number of Hz, got {sampling_rate!r}")
+    if not sampling_rate > 0 or sampling_rate != sampling_rate // 1 or sampling_rate > 10_000_000:
+        raise ValueError(f"`{name}` must be a whole, positive number of Hz up to 10 MHz, got {sampling_rate!r}")
+    return int(sampling_rate)
+
+
+def to_mono(audio: Any, name: str = "audio") -> np.ndarray:
+    """Bring one recording to mono float32.
+
+    Args:
+        audio: `(samples,)`, `(channels, samples)` or `(samples, channels)`: array, tensor or nested list. Floating
+            point in [-1, 1], or integer PCM, which is scaled to it. Of two axes, channels are the one of at most 32
+            entries (the first, where both are).
+        name: The argument's name in error messages.
+
+    Returns:
+        `(samples,)`, float32.
+
+    Raises:
+        ValueError: If it is empty, has a wrong shape or holds NaN or infinite samples.
+        TypeError: If it does not hold real numbers.
+    """
+    if hasattr(audio, "detach") and hasattr(audio, "cpu"):  # a torch tensor; bfloat16 has no numpy counterpart
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
+    try:
+        array = np.asarray(audio)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be an array of samples; its parts differ in length") from error
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"`{name}` must hold real numbers, got dtype {array.dtype} ({type(audio).__name__})")
+    if array.ndim not in (1, 2):
+        raise ValueError(
+            f"`{name}` must have shape (samples,), (channels, samples) or (samples, channels), got {array.shape}"
+        )
+    if array.size == 0:
+        raise ValueError(f"`{name}` is empty: shape {array.shape}")
+    if array.dtype.kind in "iu" and not isinstance(audio, (list, tuple)):
+        bits = 8 * array.dtype.itemsize
+        offset = 0.0 if array.dtype.kind == "i" else 2.0 ** (bits - 1)
+        array = (array.astype(np.float64) - offset) / 2.0 ** (bits - 1)
+    if array.ndim == 2:
+        if min(array.shape) > MAX_CHANNELS:
+            raise ValueError(f"`{name}` must have at most {MAX_CHANNELS} channels on one of its axes, got {array.shape}")
+        array = array.mean(axis=0 if array.shape[0] <= MAX_CHANNELS else 1, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(array).all():
+        position = int(np.argmin(np.isfinite(array)))
+        raise ValueError(f"`{name}` must be finite, got {array[position]} at sample {position}")
+    return array
+
+
+def resample(samples: np.ndarray, from_rate: int, to_rate: int, name: str = "audio") -> np.ndarray:
+    """Resample `(samples,)`, float32, from one rate (Hz) to another.
+
+    Raises:
+        ValueError: If too little is left to fill one sample at the new rate.
+        ImportError: If soxr is needed and not installed.
+    """
+    if from_rate == to_rate:
+        return samples
+    if soxr is None:
+        raise ImportError("resampling needs soxr: pip install soxr")
+    resampled = soxr.resample(samples, from_rate, to_rate)
+    if len(resampled) == 0:
+        raise ValueError(f"`{name}` is empty: {len(samples)} samples at {from_rate} Hz fill none at {to_rate} Hz")
+    return resampled
+
+
+def read_blocks(source: Any, sampling_rate: int, block_s: float = BLOCK_S) -> Iterator[np.ndarray]:
+    """Read an audio file block by block, mono, resampled.
+
+    Args:
+        source: Path, bytes of a file, or an open binary file; any format that libsndfile reads.
+        sampling_rate: Wanted rate (Hz).
+        block_s: Seconds of the file read at a time.
+
+    Yields:
+        `(samples,)`, float32; concatenated, the whole recording.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no audio, is damaged or holds no samples.
+        ImportError: If soundfile is not installed.
+    """
+    if soundfile is None:
+        raise ImportError("reading audio files needs soundfile: pip install soundfile")
+    label = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "audio bytes"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
+        raise FileNotFoundError(f"`audio`: no such file: {label}")
+    try:
+        with soundfile.SoundFile(source) as file:
+            blocks = file.blocks(max(1, int(block_s * file.samplerate)), dtype="float32", always_2d=True)
+            yield from _resampled((to_mono(block, label) for block in blocks), file.samplerate, sampling_rate, label)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"`audio`: cannot read {label}: {error.error_string}") from error
+
+
+def _resampled(blocks: Iterator[np.ndarray], from_rate: int, to_rate: int, label: str) -> Iterator[np.ndarray]:
+    """Resample mono blocks as one recording."""
+    stream = None
+    if from_rate != to_rate:
+        if soxr is None:
+            raise ImportError("resampling needs soxr: pip install soxr")
+        stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
+    empty = True
+    for block in blocks:
+        out = block if stream is None else stream.resample_chunk(block)
+        empty = empty and len(out) == 0
+        if len(out):
+            yield out
+    if stream is not None:
+        out = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        empty = empty and len(out) == 0
+        if len(out):
+            yield out
+    if empty:
+        raise ValueError(f"`audio`: {label} is empty: it holds no samples at {to_rate} Hz")
+
+
+def load_audio(audio: Any, sampling_rate: int | None, to_rate: int, name: str = "audio") -> np.ndarray:
+    """Bring one recording of any kind to mono float32 at a wanted rate.
+
+    Args:
+        audio: Array, tensor or nested list (see `to_mono`); path or bytes of an audio file; a `datasets` example,
+            decoded (`array`, `sampling_rate`) or not (`path`, `bytes`); a torchcodec `AudioDecoder`.
+        sampling_rate: Rate (Hz) of an array; for the other kinds, which carry theirs, `None` or the same.
+        to_rate: Wanted rate (Hz).
+        name: The argument's name in error messages.
+
+    Returns:
+        `(samples,)`, float32.
+
+    Raises:
+        ValueError: If it is empty, unreadable or not finite, or its rate is missing or contradicts `sampling_rate`.
+        TypeError: If it is none of the above.
+        FileNotFoundError: If a path names no file.
+    """
+    source = file_source(audio, name)
+    if source is not None:
+        return np.concatenate(list(read_blocks(source, to_rate)))
+    if isinstance(audio, Mapping):
+        own_rate = check_sampling_rate(audio.get("sampling_rate"), f"{name}['sampling_rate']")
+        if sampling_rate is not None and own_rate != sampling_rate:
+            raise ValueError(f"`sampling_rate` is {sampling_rate} Hz, but `{name}` says {own_rate} Hz")
+        audio, sampling_rate = audio["array"], own_rate
+    elif hasattr(audio, "get_all_samples"):
+        decoded = audio.get_all_samples()
+        audio, sampling_rate = decoded.data, decoded.sample_rate
+    samples = to_mono(audio, name)
+    return resample(samples, check_sampling_rate(sampling_rate), to_rate, name)
+
+
+def file_source(audio: Any, name: str = "audio") -> Any:
+    """The path or bytes of `audio` if it is a file or an undecoded `datasets` example, else `None`."""
+    if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
+        return audio
+    if isinstance(audio, Mapping) and "array" not in audio:
+        source = audio.get("bytes") or audio.get("path")
+        if source is None:
+            raise ValueError(
+                f"`{name}` must hold 'array' and 'sampling_rate', or 'bytes' or 'path', got keys {sorted(map(str, audio))}"
+            )
+        return source
+    return None

@@ -1,0 +1,316 @@
+"""The configuration of every jepa-daam model: one flat class, nothing derivable stored."""
+
+import functools
+import hashlib
+import json
+import math
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+from .packing import group_levels, group_vocabulary_sizes
+
+if TYPE_CHECKING:
+    # The Hub saves the files that it finds imported here: any one class carries the code of all of them.
+    from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor  # noqa: F401
+    from .modeling_jepa_daam import JepaDaamModel  # noqa: F401
+    from .pretraining_jepa_daam import JepaDaamForPreTraining  # noqa: F401
+    from .tokenization_jepa_daam import JepaAudioTokenizer  # noqa: F401
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_jepa_daam.JepaDaamConfig",
+    "AutoModel": "modeling_jepa_daam.JepaDaamModel",
+    "AutoModelForAudioTokenization": "modeling_jepa_daam.JepaDaamModel",
+    "AutoModelForPreTraining": "pretraining_jepa_daam.JepaDaamForPreTraining",
+    "AutoFeatureExtractor": "feature_extraction_jepa_daam.JepaDaamFeatureExtractor",
+}
+
+IntSequence = list[int] | tuple[int, ...]
+
+
+class JepaDaamConfigError(StrictDataclassError, ValueError):
+    """A configuration that cannot be: names the field, what came and what was expected."""
+
+
+def _as_value_error(function):
+    """Report `@strict`'s own exceptions as `ValueError` too."""
+
+    @functools.wraps(function)
+    def wrapper(self, *args, **kwargs):
+        try:
+            return function(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise JepaDaamConfigError(str(error)) from error
+
+    return wrapper
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, as JSON has them, to tuples, at every depth."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+@strict
+class JepaDaamConfig(PreTrainedConfig):
+    """Configuration of the JEPA encoder, the quantizer, the packing and the decoder.
+
+    The defaults are the paper's model (118.5M encoder, 69.3M decoder). Lists with one entry a stage run in signal
+    order: the encoder's from 24 kHz down to 2.5 Hz, the decoder's from 2.5 Hz up to 24 kHz.
+
+    Args:
+        sampling_rate: Samples a second (Hz) of the model's audio.
+        downsampling_ratios: Stride of each encoder stage; the decoder takes them in reverse. Each at least 2.
+        encoder_channels: Channels after the input convolution and after each encoder stage.
+        encoder_residual_blocks: Residual blocks of each encoder stage.
+        encoder_kernel_sizes: Kernel size of each encoder stage's residual blocks, odd.
+        residual_dilations: Dilation of each pair of convolutions in a residual block, encoder and decoder.
+        hidden_size: Dimension of the latents, of the Conformer and of the quantizer.
+        num_hidden_layers: Conformer blocks.
+        num_attention_heads: Attention heads of a Conformer block.
+        intermediate_size: Width of a Conformer feed-forward layer.
+        conv_kernel_size: Kernel size (frames) of the Conformer's depthwise convolution, odd.
+        hidden_dropout: Dropout probability of the Conformer's layers, in training.
+        attention_dropout: Dropout probability of attention weights, in training.
+        layer_norm_eps: Epsilon of the layer norms.
+        daam_num_gaussians: K of eq. 6, in every gate.
+        daam_alpha: Initial modulation strength of eq. 9.
+        daam_in_encoder: A gate after each encoder stage (the paper).
+        daam_in_conformer: A gate after each Conformer block.
+        daam_in_decoder: A gate after each decoder stage. Its statistics span what is decoded at once, so long
+            audio decoded in pieces differs slightly from audio decoded whole.
+        predictor_hidden_size: Width of the Stage 1 predictor.
+        predictor_num_hidden_layers: Conformer blocks of the predictor.
+        predictor_num_attention_heads: Attention heads of the predictor.
+        predictor_intermediate_size: Width of a feed-forward layer of the predictor.
+        mask_position: Where Stage 1 hides frames: `"after_encoder"` (the paper) or `"before_conformer"` (visible
+            frames have then not attended to hidden ones).
+        mask_ratio: Share of valid frames that Stage 1 hides (rho of section 2.1).
+        mask_min_span: Shortest hidden span, in frames.
+        mask_max_span: Longest hidden span as a share of the recording's frames (never below 4 frames).
+        ema_decay: tau of eq. 11.
+        fsq_levels: Number of values of each latent dimension; repeated until it covers `hidden_size` dimensions.
+        fsq_temperature: T in z' = tanh(z / T).
+        group_size: Latent dimensions packed into one token (G of eq. 16).
+        decoder_channels: Channels after the decoder's input convolution and after each decoder stage.
+        decoder_kernel_sizes: Kernel sizes of the residual blocks that each decoder stage averages, odd.
+        chunk_frames: Frames that the encoder sees at once; longer audio is cut into such chunks, each on its own.
+
+    Raises:
+        ValueError: If a key is unknown, a value has the wrong type or range, or fields contradict each other.
+    """
+
+    model_type = "jepa_daam"
+    _auto_class: ClassVar[str | None] = "AutoConfig"
+
+    sampling_rate: int = 24000
+    downsampling_ratios: IntSequence = (8, 8, 5, 5, 6)
+    encoder_channels: IntSequence = (64, 128, 256, 384, 512, 512)
+    encoder_residual_blocks: IntSequence = (8, 8, 8, 8, 8)
+    encoder_kernel_sizes: IntSequence = (3, 3, 3, 3, 3)
+    residual_dilations: IntSequence = (1, 3, 5)
+    hidden_size: int = 128
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 16
+    intermediate_size: int = 512
+    conv_kernel_size: int = 31
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_eps: float = 1e-5
+    daam_num_gaussians: int = 4
+    daam_alpha: float = 0.05
+    daam_in_encoder: bool = True
+    daam_in_conformer: bool = False
+    daam_in_decoder: bool = False
+    predictor_hidden_size: int = 256
+    predictor_num_hidden_layers: int = 2
+    predictor_num_attention_heads: int = 16
+    predictor_intermediate_size: int = 1024
+    mask_position: Literal["after_encoder", "before_conformer"] = "after_encoder"
+    mask_ratio: float = 0.5
+    mask_min_span: int = 2
+    mask_max_span: float = 0.25
+    ema_decay: float = 0.996
+    fsq_levels: IntSequence = (4, 4, 4, 4)
+    fsq_temperature: float = 1.0
+    group_size: int = 7
+    decoder_channels: IntSequence = (512, 512, 384, 256, 128, 64)
+    decoder_kernel_sizes: list[list[int]] | tuple[tuple[int, ...], ...] = ((3, 7, 11),) * 5
+    chunk_frames: int = 30
+
+    def __post_init__(self, **kwargs):
+        unknown = set(kwargs) - _INHERITED_KEYS
+        if unknown:
+            names = ", ".join(f"`{name}`" for name in sorted(unknown))
+            raise JepaDaamConfigError(f"unknown configuration keys: {names}; see JepaDaamConfig for the known ones")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list) and field.name in JepaDaamConfig.__annotations__:
+                setattr(self, field.name, _tuples(value))
+        super().__post_init__(**kwargs)
+
+    # Derived values
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a frame."""
+        return math.prod(self.downsampling_ratios)
+
+    @property
+    def upsampling_ratios(self) -> tuple[int, ...]:
+        """Stride of each decoder stage."""
+        return tuple(reversed(self.downsampling_ratios))
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second (Hz)."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Number of values of each of the `hidden_size` latent dimensions."""
+        repeats = -(-self.hidden_size // len(self.fsq_levels))
+        return (tuple(self.fsq_levels) * repeats)[: self.hidden_size]
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Packed tokens a frame."""
+        return len(group_levels(self.levels, self.group_size))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of packed token ids: the largest group's number of values."""
+        return max(group_vocabulary_sizes(self.levels, self.group_size))
+
+    @property
+    def token_rate(self) -> float:
+        """Tokens a second."""
+        return self.frame_rate * self.tokens_per_frame
+
+    @property
+    def bitrate_bps(self) -> float:
+        """Information a second, in bits: what the quantizer's values hold, not the tokens' slots."""
+        return self.frame_rate * sum(math.log2(level) for level in self.levels)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that differ when the architecture, the quantizer or the packing differs."""
+        shape = {name: getattr(self, name) for name in sorted(JepaDaamConfig.__annotations__)}
+        shape = {name: value for name, value in shape.items() if name in _DIGEST_KEYS}
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+
+    # Checks
+
+    def validate_architecture(self):
+        """Ranges first: the later checks divide by what they find."""
+        self._check_ranges()
+        self._check_stages()
+        self._check_attention()
+        self._check_packing()
+
+    def _check_ranges(self):
+        for name, low in _AT_LEAST.items():
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            if not values:
+                raise ValueError(f"`{name}` must not be empty")
+            if any(item < low for item in values):
+                raise ValueError(f"`{name}` must be at least {low}, got {value}")
+        for name in ("hidden_dropout", "attention_dropout", "mask_ratio", "mask_max_span", "ema_decay"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("fsq_temperature", "layer_norm_eps"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}")
+        if not math.isfinite(self.daam_alpha):
+            raise ValueError(f"`daam_alpha` must be finite, got {self.daam_alpha}")
+
+    def _check_stages(self):
+        # One entry a stage in every list, one more in the channels; odd kernels, which alone keep the length.
+        stages = len(self.downsampling_ratios)
+        for name in ("encoder_residual_blocks", "encoder_kernel_sizes", "decoder_kernel_sizes"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(
+                    f"`{name}` must have one entry for each of the {stages} `downsampling_ratios`, "
+                    f"got {len(getattr(self, name))}"
+                )
+        for name in ("encoder_channels", "decoder_channels"):
+            if len(getattr(self, name)) != stages + 1:
+                raise ValueError(
+                    f"`{name}` must have {stages + 1} entries, one more than `downsampling_ratios`, "
+                    f"got {len(getattr(self, name))}"
+                )
+        kernels = [*self.encoder_kernel_sizes, *(k for stage in self.decoder_kernel_sizes for k in stage)]
+        if any(kernel < 1 or kernel % 2 == 0 for kernel in [*kernels, self.conv_kernel_size]):
+            raise ValueError(
+                "`encoder_kernel_sizes`, `decoder_kernel_sizes` and `conv_kernel_size` must be odd and positive, got "
+                f"{self.encoder_kernel_sizes}, {self.decoder_kernel_sizes} and {self.conv_kernel_size}"
+            )
+        if any(not stage for stage in self.decoder_kernel_sizes):
+            raise ValueError(f"`decoder_kernel_sizes` must name a kernel for each stage, got {self.decoder_kernel_sizes}")
+
+    def _check_attention(self):
+        for width, heads in (
+            ("hidden_size", "num_attention_heads"),
+            ("predictor_hidden_size", "predictor_num_attention_heads"),
+        ):
+            if getattr(self, width) % getattr(self, heads) != 0:
+                raise ValueError(
+                    f"`{width}` must be a multiple of `{heads}`, got {getattr(self, width)} and {getattr(self, heads)}"
+                )
+
+    def _check_packing(self):
+        if self.vocab_size >= 2**63:
+            raise ValueError(
+                f"`group_size` must be small enough for 64-bit token ids: {self.group_size} dimensions of "
+                f"`fsq_levels` {self.fsq_levels} hold {self.vocab_size} values"
+            )
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save, naming every auto class, so that all of them load from the one folder."""
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+_AT_LEAST = {
+    "sampling_rate": 1,
+    "downsampling_ratios": 2,
+    "encoder_channels": 1,
+    "encoder_residual_blocks": 0,
+    "encoder_kernel_sizes": 1,
+    "residual_dilations": 1,
+    "hidden_size": 1,
+    "num_hidden_layers": 0,
+    "num_attention_heads": 1,
+    "intermediate_size": 1,
+    "conv_kernel_size": 1,
+    "daam_num_gaussians": 1,
+    "predictor_hidden_size": 1,
+    "predictor_num_hidden_layers": 0,
+    "predictor_num_attention_heads": 1,
+    "predictor_intermediate_size": 1,
+    "mask_min_span": 1,
+    "fsq_levels": 2,
+    "group_size": 1,
+    "decoder_channels": 1,
+    "chunk_frames": 1,
+}
+
+# What a token means depends on these: training settings and dropout are left out.
+_DIGEST_KEYS = {
+    name
+    for name in JepaDaamConfig.__annotations__
+    if not name.startswith(("predictor_", "mask_")) and "dropout" not in name and name not in ("ema_decay", "daam_alpha")
+}
+
+# Keys that transformers itself writes into or passes along with a configuration.
+_INHERITED_KEYS = {
+    "_attn_implementation", "_name_or_path", "attn_implementation", "auto_map", "model_type", "name_or_path",
+    "num_labels", "output_attentions", "tie_word_embeddings", "torch_dtype", "transformers_weights",
+    "quantization_config", "_commit_hash", "_experts_implementation", "experts_implementation",
+}  # fmt: skip
+
+JepaDaamConfig.__init__ = _as_value_error(JepaDaamConfig.__init__)  # type: ignore[method-assign]
+JepaDaamConfig.__setattr__ = _as_value_error(JepaDaamConfig.__setattr__)  # type: ignore[method-assign]

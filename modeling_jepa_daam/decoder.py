@@ -1,0 +1,104 @@
+"""The HiFi-GAN decoder (Figure 5): latents to waveform. Layout: `(batch, channels, time)`."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .convolution import ResidualBlock, SnakeBeta, upsampling_conv
+from .daam import DensityAdaptiveAttention
+from .framing import stretch_mask, zero_padding
+
+OUTPUT_KERNEL_SIZE = 7
+
+
+class DecoderStage(nn.Module):
+    """SnakeBeta, transposed convolution, mean of residual blocks with different kernels [, DAAM gate]."""
+
+    def __init__(self, config, stage: int):
+        super().__init__()
+        channels = config.decoder_channels[stage + 1]
+        self.activation = SnakeBeta(config.decoder_channels[stage])
+        self.upsample = upsampling_conv(config.decoder_channels[stage], channels, config.upsampling_ratios[stage])
+        branch_gain = len(config.residual_dilations) ** -0.5
+        self.residual_blocks = nn.ModuleList(
+            ResidualBlock(channels, kernel_size, config.residual_dilations, branch_gain)
+            for kernel_size in config.decoder_kernel_sizes[stage]
+        )
+        self.daam = (
+            DensityAdaptiveAttention(channels, config.daam_num_gaussians, config.daam_alpha)
+            if config.daam_in_decoder
+            else None
+        )
+
+    def forward(self, x: Tensor, in_mask: Tensor | None, out_mask: Tensor | None) -> Tensor:
+        """Upsample by the stage's stride; masks are `(batch, 1, time)`, bool, or `None`."""
+        x = self.upsample(zero_padding(self.activation(x), in_mask))
+        x = sum(block(x, out_mask) for block in self.residual_blocks) / len(self.residual_blocks)
+        return x if self.daam is None else self.daam(x, out_mask)[0]
+
+    @property
+    def radius(self) -> int:
+        """Output samples to either side that one output sample depends on, past the transposed convolution."""
+        return max(block.radius for block in self.residual_blocks)
+
+
+class HifiGanDecoder(nn.Module):
+    """Quantized latents to waveform: 2.5 Hz frames to 24 kHz samples, in the paper's configuration.
+
+    Deviation: the paper lists kernels [3, 7, 11, 15, 23, 32] and 8 blocks a stage; only three kernels give its own
+    parameter count (69.2M, Table 3), and an even kernel cannot keep the length.
+
+    Args:
+        config: `JepaDaamConfig`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.upsampling_ratios = config.upsampling_ratios
+        self.bottleneck = nn.Conv1d(config.hidden_size, config.decoder_channels[0], kernel_size=1)
+        self.stages = nn.ModuleList(DecoderStage(config, stage) for stage in range(len(self.upsampling_ratios)))
+        self.output_conv = nn.Conv1d(
+            config.decoder_channels[-1], 1, OUTPUT_KERNEL_SIZE, padding=OUTPUT_KERNEL_SIZE // 2
+        )
+
+    def margins(self) -> list[int]:
+        """Neighbouring samples that each stage's input needs on either side; the first entry counts latent frames.
+
+        Walked backwards from the waveform. A transposed convolution with kernel `2 * stride` reads one input sample
+        further than the stretch of outputs that is wanted.
+        """
+        needed = OUTPUT_KERNEL_SIZE // 2
+        margins = [needed]
+        for stage, ratio in zip(reversed(self.stages), reversed(self.upsampling_ratios), strict=True):
+            needed = math.ceil((needed + stage.radius) / ratio) + 1
+            margins.append(needed)
+        return margins[::-1]
+
+    def forward(
+        self, latents: Tensor, frame_mask: Tensor | None = None, context: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """Synthesize the waveform of the frames between the context frames.
+
+        Args:
+            latents: `(batch, hidden_size, frames)`, context frames included.
+            frame_mask: `(batch, frames)`, bool, valid frames; `None` if all are.
+            context: Frames at the left and at the right that are there to be read, not to be synthesized. Where
+                audio goes on to a side, `margins()[0]` of them make the result equal to decoding everything at once.
+
+        Returns:
+            `(batch, 1, (frames - context) * hop_length)`, in [-1, 1].
+        """
+        x = self.bottleneck(latents)
+        left, right = context
+        mask = None if frame_mask is None else frame_mask[:, None]
+        for stage, ratio, margin in zip(self.stages, self.upsampling_ratios, self.margins()[1:], strict=True):
+            in_mask, mask = mask, stretch_mask(None if mask is None else mask[:, 0], ratio)
+            x = stage(x, in_mask, mask)
+            # Drop context that no later layer reads: the high rates, where the work is, hardly see it.
+            drop_left, drop_right = max(0, left * ratio - margin), max(0, right * ratio - margin)
+            end = x.shape[-1] - drop_right
+            x, left, right = x[..., drop_left:end], left * ratio - drop_left, right * ratio - drop_right
+            mask = None if mask is None else mask[..., drop_left:end]
+        x = torch.tanh(self.output_conv(zero_padding(x, mask)))
+        return x[..., left : x.shape[-1] - right]

@@ -1,0 +1,119 @@
+"""Recordings to model inputs: checked, mono, resampled, padded to whole frames."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from transformers import BatchFeature, SequenceFeatureExtractor
+
+from .audio import check_sampling_rate, load_audio
+
+
+class JepaDaamFeatureExtractor(SequenceFeatureExtractor):
+    """Bring recordings to `input_values` and `padding_mask` for the jepa-daam models.
+
+    Args:
+        feature_size: Channels of the output; 1.
+        sampling_rate: Rate (Hz) of the model.
+        padding_value: Value of padding samples; the models ignore them.
+        hop_length: Samples a frame; batches are padded to whole frames.
+    """
+
+    model_input_names = ["input_values", "padding_mask"]
+    _auto_class = "AutoFeatureExtractor"
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 24000,
+        padding_value: float = 0.0,
+        hop_length: int = 9600,
+        **kwargs,
+    ):
+        if feature_size != 1:
+            raise ValueError(f"`feature_size` must be 1 (mono), got {feature_size}")
+        if kwargs.get("padding_side", "right") != "right":
+            raise ValueError(f"`padding_side` must be 'right', got {kwargs['padding_side']!r}")
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.hop_length = hop_length
+
+    def __call__(
+        self,
+        raw_audio: Any,
+        sampling_rate: int | None = None,
+        padding: bool | str = True,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Prepare one recording or a batch of them.
+
+        Args:
+            raw_audio: A recording or a list of recordings. A recording is an array of shape `(samples,)`,
+                `(channels, samples)` or `(samples, channels)`, a list of floats, the path of an audio file, or a
+                `datasets` audio example. Integer arrays are read as PCM.
+            sampling_rate: Rate (Hz) of arrays; they are resampled to the model's if it differs. Files and `datasets`
+                examples carry theirs.
+            padding: `True` or `"longest"`, `"max_length"`, or `False` for recordings of their own lengths.
+            truncation: Whether to cut recordings to `max_length`.
+            max_length: Samples (at the model's rate) for truncation and for padding to `"max_length"`.
+            return_tensors: `"pt"`, `"np"` or `None` for lists of arrays.
+
+        Returns:
+            `input_values (batch, 1, samples)`, float32, and `padding_mask (batch, samples)`, 1 at valid samples. A
+            padded batch has a whole number of frames.
+
+        Raises:
+            ValueError: If a recording is empty, unreadable, not finite or of a wrong shape, or its rate is missing.
+            TypeError: If a recording is none of the above.
+            FileNotFoundError: If a path names no file.
+        """
+        if truncation and max_length is None:
+            raise ValueError("`max_length` must be given with `truncation=True`")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"`max_length` must be at least 1 sample, got {max_length}")
+        if sampling_rate is not None:
+            sampling_rate = check_sampling_rate(sampling_rate)
+        recordings = [
+            load_audio(audio, sampling_rate, self.sampling_rate, "raw_audio") for audio in self.as_batch(raw_audio)
+        ]
+        if truncation:
+            recordings = [recording[:max_length] for recording in recordings]
+        padded = self.pad(
+            BatchFeature({"input_values": recordings}),
+            padding=padding,
+            max_length=None if max_length is None else math.ceil(max_length / self.hop_length) * self.hop_length,
+            pad_to_multiple_of=self.hop_length if padding else None,
+            return_attention_mask=True,
+        )
+        features = BatchFeature(
+            {
+                "input_values": [np.asarray(values, np.float32)[None] for values in padded["input_values"]],
+                "padding_mask": [np.asarray(mask, np.int32) for mask in padded["attention_mask"]],
+            }
+        )
+        return features if return_tensors is None else features.convert_to_tensors(return_tensors)
+
+    @staticmethod
+    def as_batch(raw_audio: Any) -> list:
+        """One recording as a batch of one; a list of recordings as it is.
+
+        Raises:
+            ValueError: If the batch is empty.
+        """
+        if isinstance(raw_audio, (list, tuple)):
+            if not raw_audio:
+                raise ValueError("`raw_audio` is empty: no recording")
+            first = raw_audio[0]
+            if np.ndim(first) > 0 if not isinstance(first, (str, bytes, Mapping)) else True:
+                return list(raw_audio)
+        return [raw_audio]
+
+    @classmethod
+    def from_config(cls, config) -> "JepaDaamFeatureExtractor":
+        """The feature extractor that fits a `JepaDaamConfig`."""
+        return cls(sampling_rate=config.sampling_rate, hop_length=config.hop_length)
+
+
+__all__ = ["JepaDaamFeatureExtractor"]

@@ -1,0 +1,205 @@
+"""`.jepa` token files: a safetensors container with one fixed-width integer a frame.
+
+A frame's indices, first dimension most significant, make one mixed-radix integer, stored big-endian: 32 bytes for
+the paper's 128 dimensions of 4 levels. The header always takes 512 bytes, so a file of `n` frames has
+`512 + 32 n` bytes, and 640 bit/s is what it costs.
+"""
+
+import json
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from .configuration_jepa_daam import JepaDaamConfig
+from .framing import num_frames
+from .packing import group_vocabulary_sizes
+
+FORMAT = "jepa-daam tokens"
+FORMAT_VERSION = "1"
+HEADER_BYTES = 512
+
+
+class TokenFileError(ValueError):
+    """A token file that is truncated, corrupted, foreign, or of another configuration."""
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """What a token file holds.
+
+    Args:
+        input_ids: `(frames * tokens_per_frame,)`, int64, frame by frame.
+        num_samples: True length of the recording, in samples at `sampling_rate`.
+        sampling_rate: Rate (Hz) of the model.
+        config_digest: `JepaDaamConfig.digest` of the model.
+    """
+
+    input_ids: np.ndarray
+    num_samples: int
+    sampling_rate: int
+    config_digest: str
+
+
+def bytes_per_frame(config: JepaDaamConfig) -> int:
+    """Bytes that hold every value of a frame: 32 for the paper's levels."""
+    return (math.prod(config.levels) - 1).bit_length() + 7 >> 3
+
+
+def write_token_file(
+    path: str | os.PathLike, input_ids: Sequence[int] | np.ndarray, num_samples: int, config: JepaDaamConfig
+) -> None:
+    """Write one recording's tokens; the file appears whole or not at all.
+
+    Args:
+        path: Where to.
+        input_ids: `(frames * tokens_per_frame,)`, audio tokens without special tokens.
+        num_samples: True length of the recording, in samples at the model's rate.
+        config: Configuration of the model that made the tokens.
+
+    Raises:
+        ValueError: If the tokens are no whole number of frames or out of range, or `num_samples` does not fit.
+    """
+    sizes = group_vocabulary_sizes(config.levels, config.group_size)
+    ids = np.asarray(input_ids)
+    if ids.ndim != 1 or ids.size == 0 or ids.size % len(sizes) or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"`input_ids` must be integers, a whole number of frames of {len(sizes)} tokens, "
+            f"got shape {ids.shape} of {ids.dtype}"
+        )
+    frames = ids.reshape(-1, len(sizes))
+    if (frames < 0).any() or (frames >= np.array(sizes, dtype=object)).any():
+        raise ValueError(f"`input_ids` must be audio tokens in their groups' ranges, {sizes[0]} to {sizes[-1]} values")
+    if num_frames(num_samples, config.hop_length) != len(frames):
+        raise ValueError(f"`num_samples` must lie in the last of {len(frames)} frames, got {num_samples}")
+    width = bytes_per_frame(config)
+    payload = b"".join(_frame_integer(frame, sizes).to_bytes(width, "big") for frame in frames.tolist())
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config_digest": config.digest,
+        "sampling_rate": str(config.sampling_rate),
+        "num_samples": str(num_samples),
+        "crc32": f"{zlib.crc32(payload):08x}",
+    }
+    tensor = np.frombuffer(payload, np.uint8).reshape(len(frames), width)
+    data = _with_header_size(safetensors.numpy.save({"frames": tensor}, metadata), HEADER_BYTES)
+    write_atomically(path, data)
+
+
+def read_token_file(path: str | os.PathLike, config: JepaDaamConfig) -> TokenFile:
+    """Read a token file, refusing what is not whole.
+
+    Args:
+        path: Where from.
+        config: Configuration of the model that is to decode the tokens.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TokenFileError: If it is truncated, corrupted, no token file, of a later version, or of another configuration.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    metadata = _metadata(path, data)
+    if metadata["config_digest"] != config.digest:
+        raise TokenFileError(
+            f"{path}: made by a model of another configuration "
+            f"({metadata['config_digest']}, this one is {config.digest})"
+        )
+    try:
+        tensors = safetensors.numpy.load(data)
+    except SafetensorError as error:
+        raise TokenFileError(f"{path}: truncated or corrupted: {error}") from error
+    width, frames = bytes_per_frame(config), tensors.get("frames")
+    if set(tensors) != {"frames"} or frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != width:
+        raise TokenFileError(f"{path}: corrupted: expected one tensor 'frames' of {width} bytes a frame")
+    payload = frames.tobytes()
+    if f"{zlib.crc32(payload):08x}" != metadata["crc32"]:
+        raise TokenFileError(f"{path}: corrupted: CRC-32 is {zlib.crc32(payload):08x}, not {metadata['crc32']}")
+    num_samples, sampling_rate = int(metadata["num_samples"]), int(metadata["sampling_rate"])
+    if sampling_rate != config.sampling_rate or num_frames(num_samples, config.hop_length) != len(frames):
+        raise TokenFileError(f"{path}: corrupted: {num_samples} samples at {sampling_rate} Hz in {len(frames)} frames")
+    sizes = group_vocabulary_sizes(config.levels, config.group_size)
+    limit = math.prod(sizes)
+    values = [int.from_bytes(frame.tobytes(), "big") for frame in frames]
+    if any(value >= limit for value in values):
+        raise TokenFileError(f"{path}: corrupted: a frame's value is out of range")
+    ids = np.array([token for value in values for token in _frame_tokens(value, sizes)], dtype=np.int64)
+    return TokenFile(ids, num_samples, sampling_rate, metadata["config_digest"])
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Write to a temporary name beside `path`, then rename."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _frame_integer(tokens: Sequence[int], sizes: Sequence[int]) -> int:
+    value = 0
+    for token, size in zip(tokens, sizes, strict=True):
+        value = value * size + token
+    return value
+
+
+def _frame_tokens(value: int, sizes: Sequence[int]) -> list[int]:
+    tokens = []
+    for size in reversed(sizes):
+        value, token = divmod(value, size)
+        tokens.append(token)
+    return tokens[::-1]
+
+
+def _with_header_size(data: bytes, size: int) -> bytes:
+    """Widen a safetensors header with spaces, as its format allows."""
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].ljust(size - 8, b" ")
+    if len(header) != size - 8:
+        raise AssertionError(f"token file header of {len(header)} bytes")
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
+
+
+def _metadata(path: Path, data: bytes) -> dict[str, str]:
+    """The checked metadata of a token file's bytes."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or data[8:9] != b"{":
+        raise TokenFileError(f"{path}: not a token file" if data else f"{path}: truncated: the file is empty")
+    if len(data) < 8 + length:
+        raise TokenFileError(f"{path}: truncated: {len(data)} bytes, the header alone takes {8 + length}")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.get("__metadata__", {})
+    except (ValueError, AttributeError) as error:
+        raise TokenFileError(f"{path}: corrupted: the header is not JSON") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise TokenFileError(f"{path}: not a token file (no '{FORMAT}' in its header)")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise TokenFileError(
+            f"{path}: of format version {metadata.get('format_version')}, this package reads {FORMAT_VERSION}"
+        )
+    for key in ("config_digest", "sampling_rate", "num_samples", "crc32"):
+        value = metadata.get(key)
+        number = key in ("sampling_rate", "num_samples")
+        if not isinstance(value, str) or (number and not (value.isascii() and value.isdecimal() and len(value) < 19)):
+            raise TokenFileError(f"{path}: corrupted: '{key}' is {value!r} in its header")
+    return metadata

@@ -1,0 +1,628 @@
+"""The tokenizer: audio to ids of a 16384-entry vocabulary and back, with the interface of any Hub tokenizer."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
+
+from .audio import BLOCK_S, check_sampling_rate, file_source, load_audio, read_blocks, to_mono
+from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
+from .framing import num_frames
+from .modeling_jepa_daam import JepaDaamModel
+from .packing import group_levels, group_vocabulary_sizes, pack_frames, unpack_frames
+
+try:
+    import soxr
+except ImportError:
+    soxr = None
+
+TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
+AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
+
+# Models that this process has loaded, by reference, device and dtype: tokenizers stay small to hash and to pickle.
+_MODELS: dict[tuple, JepaDaamModel] = {}
+
+
+class JepaAudioTokenizer(PreTrainedTokenizer):
+    """Audio to `input_ids` and back.
+
+    An id below `vocab_size` is a packed token of the codec, frame after frame, `tokens_per_frame` each; the special
+    tokens come after them. The tokenizer refers to its model by path or Hub id and loads it on first use, once a
+    process, so it pickles small and hashes the same every time (`datasets.map` finds its cache).
+
+    Args:
+        codec: Path or Hub id of the model; `None` if it lies where the tokenizer was loaded from.
+        codec_revision: Git revision of the model on the Hub.
+        sampling_rate: Rate (Hz) of the model.
+        hop_length: Samples a frame.
+        fsq_levels: Number of values of each latent dimension, repeated over `num_dimensions`.
+        num_dimensions: Latent dimensions of a frame.
+        group_size: Dimensions a token.
+
+    Attributes:
+        frame_rate: Frames a second.
+        tokens_per_frame: Tokens a frame.
+        token_rate: Tokens a second.
+        bitrate_bps: Information a second, in bits.
+    """
+
+    vocab_files_names: dict[str, str] = {}
+    model_input_names = ["input_ids", "attention_mask"]
+    _auto_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        codec: str | None = None,
+        codec_revision: str | None = None,
+        sampling_rate: int = 24000,
+        hop_length: int = 9600,
+        fsq_levels: Sequence[int] = (4, 4, 4, 4),
+        num_dimensions: int = 128,
+        group_size: int = 7,
+        pad_token="<|pad|>",
+        bos_token="<|bos|>",
+        eos_token="<|eos|>",
+        **kwargs,
+    ):
+        self.codec = None if codec is None else str(codec)
+        self.codec_revision = codec_revision
+        self.sampling_rate = sampling_rate
+        self.hop_length = hop_length
+        self.fsq_levels = list(fsq_levels)
+        self.num_dimensions = num_dimensions
+        self.group_size = group_size
+        repeats = -(-num_dimensions // len(self.fsq_levels))
+        self.levels = (tuple(self.fsq_levels) * repeats)[:num_dimensions]
+        self._vocab_size = max(group_vocabulary_sizes(self.levels, group_size))
+        self._device, self._dtype = "cpu", "float32"
+        kwargs.setdefault("extra_special_tokens", [AUDIO_START, AUDIO_END])
+        kwargs.setdefault("special_tokens_pattern", "bos_eos")
+        kwargs.setdefault("clean_up_tokenization_spaces", False)
+        super().__init__(
+            codec=self.codec,
+            codec_revision=codec_revision,
+            sampling_rate=sampling_rate,
+            hop_length=hop_length,
+            fsq_levels=self.fsq_levels,
+            num_dimensions=num_dimensions,
+            group_size=group_size,
+            pad_token=pad_token,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_config(cls, config, codec: str | None = None) -> "JepaAudioTokenizer":
+        """The tokenizer that fits a `JepaDaamConfig`; `codec` says where the model lies."""
+        return cls(
+            codec=codec,
+            sampling_rate=config.sampling_rate,
+            hop_length=config.hop_length,
+            fsq_levels=list(config.fsq_levels),
+            num_dimensions=config.hidden_size,
+            group_size=config.group_size,
+        )
+
+    # Vocabulary: computed, not stored
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of audio tokens, without the special tokens after them (`len(tokenizer)` counts those)."""
+        return self._vocab_size
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token's string and id."""
+        vocabulary = {self._convert_id_to_token(index): index for index in range(self.vocab_size)}
+        return {**vocabulary, **self._added_tokens_encoder}
+
+    def _update_total_vocab_size(self) -> None:
+        self.total_vocab_size = self.vocab_size + sum(i >= self.vocab_size for i in self._added_tokens_decoder)
+
+    def _add_tokens(self, new_tokens, special_tokens: bool = False) -> int:
+        # As the base class has it, without building the vocabulary: the next id is known.
+        added = 0
+        for token in new_tokens or ():
+            content = str(token)
+            if not content or content in self._added_tokens_encoder or TOKEN_PATTERN.fullmatch(content):
+                continue
+            index = self.vocab_size + len(self._added_tokens_decoder)
+            if isinstance(token, str):
+                special = special_tokens or content in self.all_special_tokens
+                token = AddedToken(content, lstrip=False, rstrip=False, normalized=not special, special=special)
+            elif special_tokens:
+                token.special = True
+            if token.special and content not in self.all_special_tokens:
+                self._extra_special_tokens.append(token)
+            self._added_tokens_decoder[index] = token
+            self._added_tokens_encoder[content] = index
+            added += 1
+        self._update_trie()
+        self._update_total_vocab_size()
+        return added
+
+    def _tokenize(self, text: str, **kwargs) -> list[str]:
+        rest = TOKEN_PATTERN.sub("", text).strip()
+        if rest:
+            raise ValueError(
+                f"`text` must be made of {self._convert_id_to_token(0)} .. "
+                f"{self._convert_id_to_token(self.vocab_size - 1)} and special tokens, got {rest[:40]!r}"
+            )
+        return [match.group() for match in TOKEN_PATTERN.finditer(text)]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        match = TOKEN_PATTERN.fullmatch(token)
+        if match is None or int(match.group(1)) >= self.vocab_size:
+            raise ValueError(f"`token` must be an audio token below {self.vocab_size} or a special token, got {token!r}")
+        return int(match.group(1))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < self.vocab_size:
+            raise ValueError(f"`ids` must lie in [0, {len(self)}), got {index}")
+        return f"<|audio_{index}|>"
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join tokens without spaces: the string form of a sequence."""
+        return "".join(tokens)
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Nothing to save: strings and ids are computed."""
+        return ()
+
+    @property
+    def audio_start_token_id(self) -> int:
+        """Id of the mark that opens audio in a mixed sequence."""
+        return self._added_tokens_encoder[AUDIO_START]
+
+    @property
+    def audio_end_token_id(self) -> int:
+        """Id of the mark that closes audio in a mixed sequence."""
+        return self._added_tokens_encoder[AUDIO_END]
+
+    # Rates
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second (Hz)."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens a frame."""
+        return len(group_levels(self.levels, self.group_size))
+
+    @property
+    def token_rate(self) -> float:
+        """Tokens a second."""
+        return self.frame_rate * self.tokens_per_frame
+
+    @property
+    def bitrate_bps(self) -> float:
+        """Information a second, in bits."""
+        return self.frame_rate * float(np.log2(self.levels).sum())
+
+    # The model behind it
+
+    @property
+    def codec_reference(self) -> str:
+        """Path or Hub id of the model.
+
+        Raises:
+            ValueError: If the tokenizer was made without one.
+        """
+        reference = self.codec or self.name_or_path
+        if not reference:
+            raise ValueError("`codec` is missing: make the tokenizer with `from_pretrained`, or name the model's folder")
+        return reference
+
+    @property
+    def model(self) -> JepaDaamModel:
+        """The model, loaded on first use and kept for the process.
+
+        Raises:
+            ValueError: If the model's rates or levels are not the tokenizer's.
+            OSError: If there is no model at `codec_reference`.
+        """
+        key = (self.codec_reference, self.codec_revision, self._device, self._dtype)
+        if key not in _MODELS:
+            _MODELS[key] = self._load_model()
+        return _MODELS[key]
+
+    def _load_model(self) -> JepaDaamModel:
+        dtype = getattr(torch, self._dtype)
+        model = JepaDaamModel.from_pretrained(self.codec_reference, revision=self.codec_revision, dtype=dtype)
+        config = model.config
+        ours = (self.sampling_rate, self.hop_length, self.levels, self.group_size)
+        theirs = (config.sampling_rate, config.hop_length, config.levels, config.group_size)
+        if ours != theirs:
+            raise ValueError(
+                f"`codec`: the model at {self.codec_reference} is of another configuration than the tokenizer: "
+                f"(sampling_rate, hop_length, levels, group_size) are {_short(theirs)}, not {_short(ours)}"
+            )
+        return model.to(self._device).eval()
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None):
+        """Choose where and in what precision the model runs; returns the tokenizer.
+
+        Args:
+            device: Such as `"cpu"` or `"cuda:0"`.
+            dtype: `"float32"`, `"bfloat16"` or `"float16"`. Below float32 some digits change.
+
+        Raises:
+            ValueError: If the dtype is another.
+        """
+        if device is not None:
+            self._device = str(device)
+        if dtype is not None:
+            name = str(dtype).removeprefix("torch.")
+            if name not in ("float32", "bfloat16", "float16"):
+                raise ValueError(f"`dtype` must be float32, bfloat16 or float16, got {dtype}")
+            self._dtype = name
+        return self
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save the tokenizer; a folder without the model gets a reference to where the model lies."""
+        reference = self.codec
+        here = os.path.join(os.fspath(save_directory), "model.safetensors")
+        if self.codec is None and self.name_or_path and not os.path.isfile(here):
+            local = os.path.isdir(self.name_or_path)
+            self.codec = os.path.abspath(self.name_or_path) if local else self.name_or_path
+        elif os.path.isfile(here):
+            self.codec = None
+        try:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.codec = reference
+
+    # Audio to ids
+
+    def __call__(
+        self,
+        audio: Any = None,
+        sampling_rate: int | None = None,
+        *,
+        text: str | list[str] | None = None,
+        add_special_tokens: bool = False,
+        padding: bool | str = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        **kwargs,
+    ) -> BatchEncoding:
+        """Tokenize a recording or a batch of them.
+
+        Args:
+            audio: A recording or a list of recordings: array `(samples,)`, `(channels, samples)` or
+                `(samples, channels)`, list of floats, path or bytes of an audio file, or a `datasets` audio example.
+            sampling_rate: Rate (Hz) of arrays, any; files and `datasets` examples carry theirs.
+            text: In place of `audio`: the string form of token sequences.
+            add_special_tokens: Whether to put each sequence between `bos` and `eos`.
+            padding: As of any tokenizer: `True`, `"longest"`, `"max_length"` or `False`.
+            truncation: Whether to cut sequences to `max_length` tokens, whole frames only.
+            max_length: Tokens for truncation and for padding to `"max_length"`.
+            pad_to_multiple_of: Pad to a multiple of so many tokens.
+            padding_side: `"right"` or `"left"`; the tokenizer's own if `None`.
+            return_attention_mask: Whether to return the mask; yes if `None`.
+            return_tensors: `"pt"`, `"np"` or `None` for lists.
+            **kwargs: With `text`, further arguments of any tokenizer.
+
+        Returns:
+            `input_ids` and `attention_mask`: lists of ints, one a recording (or a single one for a single
+            recording), or `(batch, tokens)` tensors.
+
+        Raises:
+            ValueError: If a recording is empty, unreadable, not finite or of a wrong shape, or its rate is missing;
+                if `max_length` holds no whole frame.
+            TypeError: If a recording is of no known kind, or an argument is unknown.
+            FileNotFoundError: If a path names no file.
+        """
+        padding_arguments = {
+            "padding": padding,
+            "max_length": max_length,
+            "pad_to_multiple_of": pad_to_multiple_of,
+            "padding_side": padding_side,
+            "return_attention_mask": return_attention_mask,
+            "return_tensors": return_tensors,
+        }
+        if text is not None:
+            if audio is not None:
+                raise ValueError("`audio` and `text` cannot both be given")
+            return super().__call__(
+                text, add_special_tokens=add_special_tokens, truncation=truncation, **padding_arguments, **kwargs
+            )
+        if kwargs:
+            raise TypeError(f"unexpected arguments with `audio`: {', '.join(f'`{name}`' for name in sorted(kwargs))}")
+        if audio is None:
+            raise ValueError("`audio` is missing")
+        if truncation and max_length is None:
+            raise ValueError("`max_length` must be given with `truncation=True`")
+        if sampling_rate is not None:
+            sampling_rate = check_sampling_rate(sampling_rate)
+        batch = JepaDaamFeatureExtractor.as_batch(audio)
+        single = len(batch) == 1 and batch[0] is audio
+        sequences = self._encode_batch(batch, sampling_rate)
+        if truncation:
+            room = max_length - 2 * add_special_tokens
+            if room < self.tokens_per_frame:
+                raise ValueError(
+                    f"`max_length` must hold a frame of {self.tokens_per_frame} tokens"
+                    f"{' and bos and eos' if add_special_tokens else ''}, got {max_length}"
+                )
+            sequences = [ids[: room - room % self.tokens_per_frame] for ids in sequences]
+        if add_special_tokens:
+            sequences = [self.build_inputs_with_special_tokens(ids) for ids in sequences]
+        encoding: dict[str, Any] = {"input_ids": sequences[0] if single and return_tensors is None else sequences}
+        return self.pad(encoding, **padding_arguments)
+
+    @torch.inference_mode()
+    def _encode_batch(self, batch: list, sampling_rate: int | None) -> list[list[int]]:
+        model = self.model
+        sequences: list[list[int]] = [[] for _ in batch]
+        waveforms, owners = [], []
+        for position, audio in enumerate(batch):
+            source = file_source(audio)
+            if source is not None:  # a file is read piece by piece: hours of it fit in memory
+                stream = AudioTokenStream(self, self.sampling_rate)
+                for block in read_blocks(source, self.sampling_rate, BLOCK_S):
+                    sequences[position] += stream.push(block)
+                sequences[position] += stream.close()
+            else:
+                waveforms.append(torch.from_numpy(load_audio(audio, sampling_rate, self.sampling_rate)))
+                owners.append(position)
+        latents = model.encode_waveforms(waveforms) if waveforms else []
+        for position, row in zip(owners, latents, strict=True):
+            sequences[position] = self._flatten(model.latents_to_codes(row))
+        return sequences
+
+    @staticmethod
+    def _flatten(audio_codes: Tensor) -> list[int]:
+        return audio_codes.T.flatten().tolist()  # (G, T) -> frame by frame
+
+    def stream(self, sampling_rate: int) -> "AudioTokenStream":
+        """A stream that takes samples as they come and gives the tokens that became final.
+
+        Args:
+            sampling_rate: Rate (Hz) of the samples to come.
+        """
+        return AudioTokenStream(self, sampling_rate)
+
+    # Ids to audio
+
+    def decode_audio(self, input_ids: Any, num_samples: int | Sequence[int] | None = None):
+        """Turn ids back into waveforms.
+
+        Args:
+            input_ids: One sequence of ids, or a batch: list, array, tensor, or what `__call__` returned. Special
+                tokens are left out.
+            num_samples: True length (samples at `sampling_rate`) of each recording, within its last frame; whole
+                frames if `None`.
+
+        Returns:
+            `(samples,)`, float32, in [-1, 1]; a list of them for a batch.
+
+        Raises:
+            ValueError: If an id is out of range (of its place in the frame), a sequence is empty or no whole number
+                of frames, or `num_samples` does not fit.
+            TypeError: If ids are not integers.
+        """
+        sequences, single = self._id_sequences(input_ids)
+        if num_samples is None:
+            lengths: list[int | None] = [None] * len(sequences)
+        elif isinstance(num_samples, Iterable):
+            lengths = [int(length) for length in num_samples]
+        else:
+            lengths = [int(num_samples)]
+        if len(lengths) != len(sequences):
+            raise ValueError(f"`num_samples` must have one entry for each of {len(sequences)}, got {len(lengths)}")
+        waveforms = []
+        for ids, length in zip(sequences, lengths, strict=True):
+            codes = self._frames(ids)
+            if length is not None and num_frames(length, self.hop_length) != len(codes):
+                raise ValueError(
+                    f"`num_samples` must lie in the last of {len(codes)} frames: "
+                    f"({(len(codes) - 1) * self.hop_length}, {len(codes) * self.hop_length}], got {length}"
+                )
+            waveforms.append(np.concatenate(list(self._iter_waveform(codes)))[:length])
+        return waveforms[0] if single else waveforms
+
+    def iter_decode_audio(self, input_ids: Any):
+        """Turn one sequence of ids back into audio piece by piece, in bounded memory.
+
+        Args:
+            input_ids: One sequence of ids, as for `decode_audio`.
+
+        Yields:
+            `(samples,)`, float32; concatenated, what `decode_audio` returns.
+
+        Raises:
+            ValueError, TypeError: As `decode_audio`.
+        """
+        sequences, single = self._id_sequences(input_ids)
+        if not single:
+            raise ValueError(f"`input_ids` must be one sequence, got a batch of {len(sequences)}")
+        yield from self._iter_waveform(self._frames(sequences[0]))
+
+    def _iter_waveform(self, frames: Tensor):
+        with torch.inference_mode():
+            for piece in self.model.iter_decode(frames.T[None]):
+                yield piece[0, 0].float().cpu().numpy()
+
+    def _id_sequences(self, input_ids: Any) -> tuple[list[Tensor], bool]:
+        """Ids of any form as a list of 1-D int64 tensors, and whether it was one sequence."""
+        if isinstance(input_ids, (dict, BatchEncoding)):
+            if "input_ids" not in input_ids:
+                raise ValueError(f"`input_ids` must hold 'input_ids', got keys {sorted(input_ids)}")
+            input_ids = input_ids["input_ids"]
+        if isinstance(input_ids, (list, tuple)) and len(input_ids) > 0 and np.ndim(input_ids[0]) > 0:
+            return [_integers(ids, "input_ids") for ids in input_ids], False
+        ids = _integers(input_ids, "input_ids", max_ndim=2)
+        return ([ids], True) if ids.ndim == 1 else (list(ids), False)
+
+    def _frames(self, ids: Tensor) -> Tensor:
+        """One sequence without its special tokens as `(frames, tokens_per_frame)`."""
+        special = torch.tensor([i for i in self._added_tokens_decoder if i >= self.vocab_size], dtype=torch.int64)
+        ids = ids[~torch.isin(ids, special)]
+        if len(ids) == 0 or len(ids) % self.tokens_per_frame:
+            raise ValueError(
+                f"`input_ids` must be a whole number of frames of {self.tokens_per_frame} tokens, got {len(ids)}"
+            )
+        frames = ids.view(-1, self.tokens_per_frame)
+        self._check_range(frames)
+        return frames
+
+    def _check_range(self, frames: Tensor) -> None:
+        sizes = torch.tensor(group_vocabulary_sizes(self.levels, self.group_size))
+        wrong = (frames < 0) | (frames >= sizes)
+        if wrong.any():
+            frame, place = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"`input_ids` must lie in [0, {int(sizes[place])}) at place {place} of a frame, "
+                f"got {int(frames[frame, place])} in frame {frame}"
+            )
+
+    # Ids to digits
+
+    def pack(self, indices: Any) -> list[int]:
+        """Pack quantizer indices into ids.
+
+        Args:
+            indices: `(frames, num_dimensions)`, integer, `0 <= indices[:, d] < levels[d]`.
+
+        Returns:
+            `frames * tokens_per_frame` ids.
+
+        Raises:
+            ValueError: If the shape is wrong or an index is out of range.
+            TypeError: If the indices are not integers.
+        """
+        indices = _integers(indices, "indices", max_ndim=2)
+        if indices.ndim != 2 or indices.shape[1] != self.num_dimensions:
+            raise ValueError(f"`indices` must have shape (frames, {self.num_dimensions}), got {tuple(indices.shape)}")
+        return pack_frames(indices, self.levels, self.group_size).flatten().tolist()
+
+    def unpack(self, input_ids: Any) -> np.ndarray:
+        """Take ids apart into quantizer indices; special tokens are left out.
+
+        Args:
+            input_ids: One sequence of ids: list, array or tensor.
+
+        Returns:
+            `(frames, num_dimensions)`, int64.
+
+        Raises:
+            ValueError: If an id is out of range, or the sequence is empty or no whole number of frames.
+            TypeError: If ids are not integers.
+        """
+        frames = self._frames(_integers(input_ids, "input_ids"))
+        return unpack_frames(frames, self.levels, self.group_size).numpy()
+
+
+class AudioTokenStream:
+    """Tokens of audio that comes in pieces: the same as of the whole recording.
+
+    The encoder sees `chunk_frames` frames at once, so tokens become final a chunk at a time, the rest on `close`.
+
+    Args:
+        tokenizer: The tokenizer.
+        sampling_rate: Rate (Hz) of the pieces.
+
+    Raises:
+        ValueError: If the rate is missing or not positive.
+    """
+
+    def __init__(self, tokenizer: JepaAudioTokenizer, sampling_rate: int):
+        rate = check_sampling_rate(sampling_rate)
+        self._tokenizer = tokenizer
+        self._resampler = None
+        if rate != tokenizer.sampling_rate:
+            if soxr is None:
+                raise ImportError("resampling needs soxr: pip install soxr")
+            self._resampler = soxr.ResampleStream(rate, tokenizer.sampling_rate, 1, dtype="float32")
+        self._pending = np.zeros(0, np.float32)
+        self._closed = False
+        self.num_samples = 0
+        """Samples taken so far, at the model's rate."""
+
+    def push(self, samples: Any) -> list[int]:
+        """Take a piece: `(samples,)` or with channels, as of any recording; may be empty.
+
+        Returns:
+            Ids that became final, maybe none.
+
+        Raises:
+            ValueError: If a sample is not finite, the shape is wrong, or the stream is closed.
+            TypeError: If the piece does not hold real numbers.
+        """
+        self._check_open()
+        if np.size(samples) == 0:
+            return []
+        return self._take(to_mono(samples, "samples"), last=False)
+
+    def close(self) -> list[int]:
+        """End the recording.
+
+        Returns:
+            The remaining ids.
+
+        Raises:
+            ValueError: If nothing was pushed, or the stream is closed.
+        """
+        self._check_open()
+        self._closed = True
+        ids = self._take(np.zeros(0, np.float32), last=True)
+        if self.num_samples == 0:
+            raise ValueError("`samples`: the stream was closed before any came")
+        return ids
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the stream is closed: make a new one for another recording")
+
+    @torch.inference_mode()
+    def _take(self, samples: np.ndarray, last: bool) -> list[int]:
+        if self._resampler is not None:
+            samples = self._resampler.resample_chunk(samples, last=last)
+        self.num_samples += len(samples)
+        self._pending = np.concatenate([self._pending, samples])
+        model = self._tokenizer.model
+        chunk_samples = model.config.chunk_frames * model.config.hop_length
+        ready = len(self._pending) if last else len(self._pending) // chunk_samples * chunk_samples
+        if ready == 0:
+            return []
+        final, self._pending = self._pending[:ready], self._pending[ready:]
+        latents = model.encode_waveforms([torch.from_numpy(final)])[0]
+        return self._tokenizer._flatten(model.latents_to_codes(latents))
+
+
+def _integers(values: Any, name: str, max_ndim: int = 1) -> Tensor:
+    """Array-likes of whole numbers as an int64 tensor of one or up to `max_ndim` dimensions."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be an array; its parts differ in length") from error
+    if array.size == 0 or not 1 <= array.ndim <= max_ndim:
+        raise ValueError(f"`{name}` must have 1{f' to {max_ndim}' * (max_ndim > 1)} dimensions and not be empty, "
+                         f"got shape {array.shape}")  # fmt: skip
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"`{name}` must be integers, got dtype {array.dtype}")
+    if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
+        raise ValueError(f"`{name}` must fit signed 64-bit integers, got {array.max()}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _short(values: tuple) -> str:
+    text = str(values)
+    return text if len(text) < 120 else f"{text[:60]} ... {text[-40:]}"
+
+
+__all__ = ["AudioTokenStream", "JepaAudioTokenizer"]

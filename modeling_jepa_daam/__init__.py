@@ -15,6 +15,7 @@ from .modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamModel
 from .pretraining_jepa_daam import JepaDaamForPreTraining
 from .token_file import TokenFileError, read_token_file, write_token_file
 from .tokenization_jepa_daam import AudioTokenStream, JepaAudioTokenizer
+from .version import __version__
 
 AutoConfig.register("jepa_daam", JepaDaamConfig)
 AutoModel.register(JepaDaamConfig, JepaDaamModel)
@@ -23,7 +24,6 @@ AutoModelForPreTraining.register(JepaDaamConfig, JepaDaamForPreTraining)
 AutoFeatureExtractor.register(JepaDaamConfig, JepaDaamFeatureExtractor)
 AutoTokenizer.register(JepaDaamConfig, slow_tokenizer_class=JepaAudioTokenizer)
 
-__version__ = "0.1.0"
 
 __all__ = [
     "AudioTokenStream",

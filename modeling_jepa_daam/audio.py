@@ -5,7 +5,6 @@ soxr gives the same samples whether it sees a recording at once or in blocks, an
 """
 
 import io
-import numbers
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,7 +21,8 @@ except ImportError:
     soxr = None
 
 BLOCK_S = 60  # seconds read from a file at a time
-MAX_CHANNELS = 32  # of two axes, channels are the one that is at most this long
+MAX_CHANNELS = 2  # of an array's two axes, channels are the one that is at most this long
+MAX_AMPLITUDE = 16.0  # full scale is 1; a louder sample is integer PCM that was made floating point without scaling
 
 
 def check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
@@ -34,9 +34,9 @@ def check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
     """
     if sampling_rate is None:
         raise ValueError(f"`{name}` is missing: say at how many Hz the audio was recorded")
-    if isinstance(sampling_rate, (bool, np.bool_)) or not isinstance(sampling_rate, numbers.Real):
+    if isinstance(sampling_rate, (bool, np.bool_)) or not isinstance(sampling_rate, (int, float, np.number)):
         raise TypeError(f"`{name}` must be a whole number of Hz, got {sampling_rate!r}")
-    if not sampling_rate > 0 or sampling_rate != sampling_rate // 1 or sampling_rate > 10_000_000:
+    if not 0 < sampling_rate <= 10_000_000 or sampling_rate % 1:
         raise ValueError(f"`{name}` must be a whole, positive number of Hz up to 10 MHz, got {sampling_rate!r}")
     return int(sampling_rate)
 
@@ -46,15 +46,15 @@ def to_mono(audio: Any, name: str = "audio") -> np.ndarray:
 
     Args:
         audio: `(samples,)`, `(channels, samples)` or `(samples, channels)`: array, tensor or nested list. Floating
-            point in [-1, 1], or integer PCM, which is scaled to it. Of two axes, channels are the one of at most 32
-            entries (the first, where both are).
+            point in [-1, 1] with some headroom, or integer PCM, which is scaled to it. Of two axes, channels are
+            the one of at most 2 entries (the first, where both are).
         name: The argument's name in error messages.
 
     Returns:
         `(samples,)`, float32.
 
     Raises:
-        ValueError: If it is empty, has a wrong shape or holds NaN or infinite samples.
+        ValueError: If it is empty, has a wrong shape, or holds samples that are not finite or beyond 16.
         TypeError: If it does not hold real numbers.
     """
     if hasattr(audio, "detach") and hasattr(audio, "cpu"):  # a torch tensor; bfloat16 has no numpy counterpart
@@ -78,14 +78,26 @@ def to_mono(audio: Any, name: str = "audio") -> np.ndarray:
         array = (array.astype(np.float64) - offset) / 2.0 ** (bits - 1)
     if array.ndim == 2:
         if min(array.shape) > MAX_CHANNELS:
-            raise ValueError(f"`{name}` must have at most {MAX_CHANNELS} channels on one of its axes, got {array.shape}")
+            raise ValueError(
+                f"`{name}` must have at most {MAX_CHANNELS} channels on one of its two axes, got shape {array.shape}; "
+                "a batch is a list of recordings"
+            )
         array = array.mean(axis=0 if array.shape[0] <= MAX_CHANNELS else 1, dtype=np.float64)
+    return _checked(array, name)
+
+
+def _checked(samples: np.ndarray, name: str) -> np.ndarray:
+    """Float32 samples, all finite and of a sane loudness."""
     with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(array).all():
-        position = int(np.argmin(np.isfinite(array)))
-        raise ValueError(f"`{name}` must be finite, got {array[position]} at sample {position}")
-    return array
+        samples = np.ascontiguousarray(samples, dtype=np.float32)
+    sane = np.abs(samples) <= MAX_AMPLITUDE  # false for NaN
+    if not sane.all():
+        position = int(np.argmin(sane))
+        raise ValueError(
+            f"`{name}` must be finite and within full scale [-1, 1] (at most {MAX_AMPLITUDE:g}), "
+            f"got {samples[position]} at sample {position}"
+        )
+    return samples
 
 
 def resample(samples: np.ndarray, from_rate: int, to_rate: int, name: str = "audio") -> np.ndarray:
@@ -131,7 +143,8 @@ def read_blocks(source: Any, sampling_rate: int, block_s: float = BLOCK_S) -> It
     try:
         with soundfile.SoundFile(source) as file:
             blocks = file.blocks(max(1, int(block_s * file.samplerate)), dtype="float32", always_2d=True)
-            yield from _resampled((to_mono(block, label) for block in blocks), file.samplerate, sampling_rate, label)
+            mono = (_checked(block.mean(axis=1, dtype=np.float64), label) for block in blocks)
+            yield from _resampled(mono, file.samplerate, sampling_rate, label)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"`audio`: cannot read {label}: {error.error_string}") from error
 
@@ -199,7 +212,8 @@ def file_source(audio: Any, name: str = "audio") -> Any:
         source = audio.get("bytes") or audio.get("path")
         if source is None:
             raise ValueError(
-                f"`{name}` must hold 'array' and 'sampling_rate', or 'bytes' or 'path', got keys {sorted(map(str, audio))}"
+                f"`{name}` must hold 'array' and 'sampling_rate', or 'bytes' or 'path', "
+                f"got keys {sorted(map(str, audio))}"
             )
         return source
     return None

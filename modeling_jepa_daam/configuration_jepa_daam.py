@@ -97,6 +97,7 @@ class JepaDaamConfig(PreTrainedConfig):
         decoder_channels: Channels after the decoder's input convolution and after each decoder stage.
         decoder_kernel_sizes: Kernel sizes of the residual blocks that each decoder stage averages, odd.
         chunk_frames: Frames that the encoder sees at once; longer audio is cut into such chunks, each on its own.
+        untrained_seed: Seed that the weights were drawn from, if they were never trained.
 
     Raises:
         ValueError: If a key is unknown, a value has the wrong type or range, or fields contradict each other.
@@ -139,6 +140,7 @@ class JepaDaamConfig(PreTrainedConfig):
     decoder_channels: IntSequence = (512, 512, 384, 256, 128, 64)
     decoder_kernel_sizes: list[list[int]] | tuple[tuple[int, ...], ...] = ((3, 7, 11),) * 5
     chunk_frames: int = 30
+    untrained_seed: int | None = None
 
     def __post_init__(self, **kwargs):
         unknown = set(kwargs) - _INHERITED_KEYS
@@ -249,7 +251,9 @@ class JepaDaamConfig(PreTrainedConfig):
                 f"{self.encoder_kernel_sizes}, {self.decoder_kernel_sizes} and {self.conv_kernel_size}"
             )
         if any(not stage for stage in self.decoder_kernel_sizes):
-            raise ValueError(f"`decoder_kernel_sizes` must name a kernel for each stage, got {self.decoder_kernel_sizes}")
+            raise ValueError(
+                f"`decoder_kernel_sizes` must name a kernel for each stage, got {self.decoder_kernel_sizes}"
+            )
 
     def _check_attention(self):
         for width, heads in (
@@ -302,7 +306,9 @@ _AT_LEAST = {
 _DIGEST_KEYS = {
     name
     for name in JepaDaamConfig.__annotations__
-    if not name.startswith(("predictor_", "mask_")) and "dropout" not in name and name not in ("ema_decay", "daam_alpha")
+    if not name.startswith(("predictor_", "mask_"))
+    and "dropout" not in name
+    and name not in ("ema_decay", "daam_alpha")
 }
 
 # Keys that transformers itself writes into or passes along with a configuration.

@@ -53,7 +53,9 @@ class ResidualBlock(nn.Module):
             nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2) for _ in dilations
         )
         for conv in self.plain:
-            conv.init_gain = branch_gain
+            conv.init_gain = branch_gain  # type: ignore[assignment]
+        self.radius = sum((d + 1) * (kernel_size // 2) for d in dilations)
+        """Samples to either side that one output sample depends on."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`(batch, channels, time)` -> the same shape; `mask` is `(batch, 1, time)`, bool, or `None`."""
@@ -61,12 +63,6 @@ class ResidualBlock(nn.Module):
             hidden = dilated(zero_padding(F.leaky_relu(x, LEAKY_SLOPE), mask))
             x = x + plain(zero_padding(F.leaky_relu(hidden, LEAKY_SLOPE), mask))
         return x
-
-    @property
-    def radius(self) -> int:
-        """Samples to either side that one output sample depends on."""
-        convolutions = [*self.dilated, *self.plain]
-        return sum(conv.padding[0] for conv in convolutions)
 
 
 def downsampling_conv(in_channels: int, out_channels: int, stride: int) -> nn.Conv1d:

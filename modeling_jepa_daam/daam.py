@@ -75,7 +75,8 @@ class DensityAdaptiveAttention(nn.Module):
             The gated features, `(batch, channels, time)`, and the gate, `(batch, time)`, float32.
         """
         with torch.autocast(x.device.type, enabled=False):
-            signal = F.conv1d(x.float(), self.projection.weight.float(), self.projection.bias.float())
+            weight, bias = self.projection.parameters()
+            signal = F.conv1d(x.float(), weight.float(), bias.float())
             gate = mixture_density(signal, self.delta.float(), self.nu.float(), mask)
             gated = x * (1.0 + self.alpha.float() * gate).to(x.dtype)
         return gated, gate[:, 0]

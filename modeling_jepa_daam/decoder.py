@@ -21,10 +21,13 @@ class DecoderStage(nn.Module):
         self.activation = SnakeBeta(config.decoder_channels[stage])
         self.upsample = upsampling_conv(config.decoder_channels[stage], channels, config.upsampling_ratios[stage])
         branch_gain = len(config.residual_dilations) ** -0.5
-        self.residual_blocks = nn.ModuleList(
+        blocks = [
             ResidualBlock(channels, kernel_size, config.residual_dilations, branch_gain)
             for kernel_size in config.decoder_kernel_sizes[stage]
-        )
+        ]
+        self.residual_blocks = nn.ModuleList(blocks)
+        self.radius = max(block.radius for block in blocks)
+        """Output samples to either side that one output sample depends on, past the transposed convolution."""
         self.daam = (
             DensityAdaptiveAttention(channels, config.daam_num_gaussians, config.daam_alpha)
             if config.daam_in_decoder
@@ -36,11 +39,6 @@ class DecoderStage(nn.Module):
         x = self.upsample(zero_padding(self.activation(x), in_mask))
         x = sum(block(x, out_mask) for block in self.residual_blocks) / len(self.residual_blocks)
         return x if self.daam is None else self.daam(x, out_mask)[0]
-
-    @property
-    def radius(self) -> int:
-        """Output samples to either side that one output sample depends on, past the transposed convolution."""
-        return max(block.radius for block in self.residual_blocks)
 
 
 class HifiGanDecoder(nn.Module):
@@ -57,7 +55,9 @@ class HifiGanDecoder(nn.Module):
         super().__init__()
         self.upsampling_ratios = config.upsampling_ratios
         self.bottleneck = nn.Conv1d(config.hidden_size, config.decoder_channels[0], kernel_size=1)
-        self.stages = nn.ModuleList(DecoderStage(config, stage) for stage in range(len(self.upsampling_ratios)))
+        stages = [DecoderStage(config, stage) for stage in range(len(self.upsampling_ratios))]
+        self.stages = nn.ModuleList(stages)
+        self.radii = [stage.radius for stage in stages]
         self.output_conv = nn.Conv1d(
             config.decoder_channels[-1], 1, OUTPUT_KERNEL_SIZE, padding=OUTPUT_KERNEL_SIZE // 2
         )
@@ -70,14 +70,12 @@ class HifiGanDecoder(nn.Module):
         """
         needed = OUTPUT_KERNEL_SIZE // 2
         margins = [needed]
-        for stage, ratio in zip(reversed(self.stages), reversed(self.upsampling_ratios), strict=True):
-            needed = math.ceil((needed + stage.radius) / ratio) + 1
+        for radius, ratio in zip(reversed(self.radii), reversed(self.upsampling_ratios), strict=True):
+            needed = math.ceil((needed + radius) / ratio) + 1
             margins.append(needed)
         return margins[::-1]
 
-    def forward(
-        self, latents: Tensor, frame_mask: Tensor | None = None, context: tuple[int, int] = (0, 0)
-    ) -> Tensor:
+    def forward(self, latents: Tensor, frame_mask: Tensor | None = None, context: tuple[int, int] = (0, 0)) -> Tensor:
         """Synthesize the waveform of the frames between the context frames.
 
         Args:

@@ -55,7 +55,7 @@ class JepaDaamEncoder(nn.Module):
         self.downsampling_ratios = tuple(config.downsampling_ratios)
         self.input_conv = nn.Conv1d(1, config.encoder_channels[0], kernel_size=7, padding=3)
         # Speech has a small amplitude (about 0.1): scaled up once, the energy envelope reaches the low rates.
-        self.input_conv.init_gain = WAVEFORM_INIT_GAIN
+        self.input_conv.init_gain = WAVEFORM_INIT_GAIN  # type: ignore[assignment]
         self.stages = nn.ModuleList(EncoderStage(config, stage) for stage in range(len(self.downsampling_ratios)))
         self.bottleneck = nn.Conv1d(config.encoder_channels[-1], config.hidden_size, kernel_size=1)
         self.conformer = nn.ModuleList(

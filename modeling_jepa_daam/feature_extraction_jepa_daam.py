@@ -1,7 +1,7 @@
 """Recordings to model inputs: checked, mono, resampled, padded to whole frames."""
 
 import math
-from collections.abc import Mapping
+import numbers
 from typing import Any
 
 import numpy as np
@@ -105,8 +105,7 @@ class JepaDaamFeatureExtractor(SequenceFeatureExtractor):
         if isinstance(raw_audio, (list, tuple)):
             if not raw_audio:
                 raise ValueError("`raw_audio` is empty: no recording")
-            first = raw_audio[0]
-            if np.ndim(first) > 0 if not isinstance(first, (str, bytes, Mapping)) else True:
+            if not isinstance(raw_audio[0], numbers.Number) and getattr(raw_audio[0], "ndim", 1) > 0:
                 return list(raw_audio)
         return [raw_audio]
 

@@ -1,6 +1,6 @@
-"""The codec and the encoder as transformers models: checks, chunks, outputs. The maths lies in the modules below.
+"""The codec and the encoder as transformers models: checks, chunks, outputs. The maths lies in other files.
 
-`encoder.py` -> `quantizer.py` -> `packing.py` is the way in, `packing.py` -> `quantizer.py` -> `decoder.py` the way out.
+The way in is `encoder.py`, `quantizer.py`, `packing.py`; the way out is back through these and `decoder.py`.
 """
 
 import math
@@ -17,6 +17,7 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .audio import MAX_AMPLITUDE
 from .configuration_jepa_daam import JepaDaamConfig
 from .conformer import ConformerAttention, ConformerBlock
 from .convolution import SnakeBeta
@@ -43,11 +44,11 @@ class JepaDaamEncoderModelOutput(ModelOutput):
         daam_gates: Gate of every DAAM module in signal order, each `(batch, time)`, float32, at its own rate.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    frame_mask: torch.BoolTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    daam_gates: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
+    frame_mask: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    daam_gates: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -60,9 +61,9 @@ class JepaDaamEncoderOutput(ModelOutput):
         latents: `(batch, hidden_size, frames)`, before quantization; zero at padded frames.
     """
 
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.BoolTensor | None = None
-    latents: torch.FloatTensor | None = None
+    audio_codes: Tensor | None = None
+    audio_codes_mask: Tensor | None = None
+    latents: Tensor | None = None
 
 
 @dataclass
@@ -73,7 +74,7 @@ class JepaDaamDecoderOutput(ModelOutput):
         audio_values: `(batch, 1, frames * hop_length)`, in [-1, 1]; zero at padded frames.
     """
 
-    audio_values: torch.FloatTensor | None = None
+    audio_values: Tensor | None = None
 
 
 @dataclass
@@ -87,10 +88,10 @@ class JepaDaamOutput(ModelOutput):
         latents: `(batch, hidden_size, frames)`, before quantization.
     """
 
-    audio_values: torch.FloatTensor | None = None
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.BoolTensor | None = None
-    latents: torch.FloatTensor | None = None
+    audio_values: Tensor | None = None
+    audio_codes: Tensor | None = None
+    audio_codes_mask: Tensor | None = None
+    latents: Tensor | None = None
 
 
 class JepaDaamPreTrainedModel(PreTrainedModel):
@@ -118,7 +119,8 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
             else:
                 fan_in = module.weight[0].numel()
             init.normal_(module.weight, std=getattr(module, "init_gain", 1.0) / math.sqrt(fan_in))
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -181,9 +183,7 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
         self.post_init()
 
     @capture_outputs
-    def forward(
-        self, input_values: Tensor, padding_mask: Tensor | None = None, **kwargs
-    ) -> JepaDaamEncoderModelOutput:
+    def forward(self, input_values: Tensor, padding_mask: Tensor | None = None, **kwargs) -> JepaDaamEncoderModelOutput:
         """Encode recordings to features.
 
         Args:
@@ -196,9 +196,7 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
             TypeError: If `input_values` are not floating point.
         """
         input_values, frame_mask = self._whole_frames(input_values, padding_mask)
-        latents = self.encoder(
-            input_values.to(self.dtype), frame_mask if padding_mask is not None else None, **kwargs
-        )
+        latents = self.encoder(input_values.to(self.dtype), frame_mask if padding_mask is not None else None, **kwargs)
         return JepaDaamEncoderModelOutput(last_hidden_state=latents, frame_mask=frame_mask)
 
 
@@ -274,7 +272,8 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
             return_dict: `False` for a plain tuple.
 
         Raises:
-            ValueError: If a shape is wrong, the mask is not padded on the right, or a sample is not finite.
+            ValueError: If a shape is wrong, the mask is not padded on the right, or samples are not finite or
+                beyond full scale.
             TypeError: If `input_values` are not floating point.
         """
         lengths = self._finite_lengths(input_values, padding_mask)
@@ -343,7 +342,8 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
             return_dict: `False` for a plain tuple.
 
         Raises:
-            ValueError: If a shape is wrong, the mask is not padded on the right, or a sample is not finite.
+            ValueError: If a shape is wrong, the mask is not padded on the right, or samples are not finite or
+                beyond full scale.
             TypeError: If `input_values` are not floating point.
         """
         lengths = self._finite_lengths(input_values, padding_mask)
@@ -383,8 +383,11 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
     def _finite_lengths(self, input_values: Tensor, padding_mask: Tensor | None) -> list[int]:
         lengths = self._waveform_lengths(input_values, padding_mask)
         valid = input_values if padding_mask is None else input_values[:, 0][padding_mask.bool()]
-        if not torch.isfinite(valid).all():
-            raise ValueError("`input_values` must be finite, got NaN or infinite samples")
+        if not (valid.abs() <= MAX_AMPLITUDE).all():  # false for NaN too
+            raise ValueError(
+                f"`input_values` must be finite and within full scale [-1, 1] (at most {MAX_AMPLITUDE:g}), "
+                f"got samples between {valid.min().item()} and {valid.max().item()}"
+            )
         return lengths.tolist()
 
     def _rows_mask(self, rows: list[Tensor]) -> Tensor:
@@ -392,7 +395,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         return lengths_to_mask(lengths, int(lengths.max()))
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
+        return bool(self.config.return_dict if return_dict is None else return_dict)
 
 
 __all__ = ["JepaDaamEncoderModel", "JepaDaamModel", "JepaDaamPreTrainedModel"]

@@ -29,11 +29,11 @@ class JepaDaamForPreTrainingOutput(ModelOutput):
         frame_mask: `(batch, frames)`, bool, true at valid frames.
     """
 
-    loss: torch.FloatTensor | None = None
-    predictions: torch.FloatTensor | None = None
-    targets: torch.FloatTensor | None = None
-    context_mask: torch.BoolTensor | None = None
-    frame_mask: torch.BoolTensor | None = None
+    loss: Tensor | None = None
+    predictions: Tensor | None = None
+    targets: Tensor | None = None
+    context_mask: Tensor | None = None
+    frame_mask: Tensor | None = None
 
 
 class JepaDaamPredictor(nn.Module):
@@ -123,8 +123,8 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         decay = self.config.ema_decay if decay is None else decay
         for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
             target.lerp_(online.to(target.dtype), 1.0 - decay)
-        for target, online in zip(self.target_encoder.buffers(), self.encoder.buffers(), strict=True):
-            target.copy_(online)
+        for target_buffer, buffer in zip(self.target_encoder.buffers(), self.encoder.buffers(), strict=True):
+            target_buffer.copy_(buffer)
 
     def forward(
         self,

@@ -118,7 +118,7 @@ def read_token_file(path: str | os.PathLike, config: JepaDaamConfig) -> TokenFil
     except SafetensorError as error:
         raise TokenFileError(f"{path}: truncated or corrupted: {error}") from error
     width, frames = bytes_per_frame(config), tensors.get("frames")
-    if set(tensors) != {"frames"} or frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != width:
+    if frames is None or len(tensors) != 1 or frames.dtype != np.uint8 or frames.ndim != 2 or frames.shape[1] != width:
         raise TokenFileError(f"{path}: corrupted: expected one tensor 'frames' of {width} bytes a frame")
     payload = frames.tobytes()
     if f"{zlib.crc32(payload):08x}" != metadata["crc32"]:

@@ -1,8 +1,9 @@
 """The tokenizer: audio to ids of a 16384-entry vocabulary and back, with the interface of any Hub tokenizer."""
 
+import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,11 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         self._vocab_size = max(group_vocabulary_sizes(self.levels, group_size))
         self._device, self._dtype = "cpu", "float32"
         kwargs.setdefault("extra_special_tokens", [AUDIO_START, AUDIO_END])
+        specials = (pad_token, bos_token, eos_token, *kwargs["extra_special_tokens"])
+        self._added_tokens_decoder = {
+            self._vocab_size + place: AddedToken(str(token), special=True, normalized=False)
+            for place, token in enumerate(specials)
+        }
         kwargs.setdefault("special_tokens_pattern", "bos_eos")
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         super().__init__(
@@ -158,7 +164,9 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     def _convert_token_to_id(self, token: str) -> int:
         match = TOKEN_PATTERN.fullmatch(token)
         if match is None or int(match.group(1)) >= self.vocab_size:
-            raise ValueError(f"`token` must be an audio token below {self.vocab_size} or a special token, got {token!r}")
+            raise ValueError(
+                f"`token` must be an audio token below {self.vocab_size} or a special token, got {token!r}"
+            )
         return int(match.group(1))
 
     def _convert_id_to_token(self, index: int) -> str:
@@ -217,7 +225,9 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         """
         reference = self.codec or self.name_or_path
         if not reference:
-            raise ValueError("`codec` is missing: make the tokenizer with `from_pretrained`, or name the model's folder")
+            raise ValueError(
+                "`codec` is missing: make the tokenizer with `from_pretrained`, or name the model's folder"
+            )
         return reference
 
     @property
@@ -235,7 +245,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
 
     def _load_model(self) -> JepaDaamModel:
         dtype = getattr(torch, self._dtype)
-        model = JepaDaamModel.from_pretrained(self.codec_reference, revision=self.codec_revision, dtype=dtype)
+        revision = self.codec_revision or "main"
+        model = JepaDaamModel.from_pretrained(self.codec_reference, revision=revision, dtype=dtype)
         config = model.config
         ours = (self.sampling_rate, self.hop_length, self.levels, self.group_size)
         theirs = (config.sampling_rate, config.hop_length, config.levels, config.group_size)
@@ -244,7 +255,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
                 f"`codec`: the model at {self.codec_reference} is of another configuration than the tokenizer: "
                 f"(sampling_rate, hop_length, levels, group_size) are {_short(theirs)}, not {_short(ours)}"
             )
-        return model.to(self._device).eval()
+        return model.eval().to(device=self._device)
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None):
         """Choose where and in what precision the model runs; returns the tokenizer.
@@ -265,15 +276,22 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             self._dtype = name
         return self
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, revision: str = "main", **kwargs):
+        """Load the tokenizer of a folder or Hub id; its model comes from the same revision."""
+        tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, revision=revision, **kwargs)
+        if tokenizer.codec is None and revision != "main":
+            tokenizer.codec_revision = revision
+        return tokenizer
+
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Save the tokenizer; a folder without the model gets a reference to where the model lies."""
+        """Save the tokenizer; a folder without a jepa-daam model gets a reference to where the model lies."""
         reference = self.codec
-        here = os.path.join(os.fspath(save_directory), "model.safetensors")
-        if self.codec is None and self.name_or_path and not os.path.isfile(here):
+        if _holds_codec(save_directory):
+            self.codec = None
+        elif self.codec is None and self.name_or_path:
             local = os.path.isdir(self.name_or_path)
             self.codec = os.path.abspath(self.name_or_path) if local else self.name_or_path
-        elif os.path.isfile(here):
-            self.codec = None
         try:
             return super().save_pretrained(save_directory, *args, **kwargs)
         finally:
@@ -324,7 +342,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             TypeError: If a recording is of no known kind, or an argument is unknown.
             FileNotFoundError: If a path names no file.
         """
-        padding_arguments = {
+        padding_arguments: dict[str, Any] = {
             "padding": padding,
             "max_length": max_length,
             "pad_to_multiple_of": pad_to_multiple_of,
@@ -342,14 +360,14 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             raise TypeError(f"unexpected arguments with `audio`: {', '.join(f'`{name}`' for name in sorted(kwargs))}")
         if audio is None:
             raise ValueError("`audio` is missing")
-        if truncation and max_length is None:
-            raise ValueError("`max_length` must be given with `truncation=True`")
         if sampling_rate is not None:
             sampling_rate = check_sampling_rate(sampling_rate)
         batch = JepaDaamFeatureExtractor.as_batch(audio)
         single = len(batch) == 1 and batch[0] is audio
         sequences = self._encode_batch(batch, sampling_rate)
         if truncation:
+            if max_length is None:
+                raise ValueError("`max_length` must be given with `truncation=True`")
             room = max_length - 2 * add_special_tokens
             if room < self.tokens_per_frame:
                 raise ValueError(
@@ -450,10 +468,10 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             raise ValueError(f"`input_ids` must be one sequence, got a batch of {len(sequences)}")
         yield from self._iter_waveform(self._frames(sequences[0]))
 
-    def _iter_waveform(self, frames: Tensor):
-        with torch.inference_mode():
-            for piece in self.model.iter_decode(frames.T[None]):
-                yield piece[0, 0].float().cpu().numpy()
+    @torch.inference_mode()
+    def _iter_waveform(self, frames: Tensor) -> Iterator[np.ndarray]:
+        for piece in self.model.iter_decode(frames.T[None]):
+            yield piece[0, 0].float().cpu().numpy()
 
     def _id_sequences(self, input_ids: Any) -> tuple[list[Tensor], bool]:
         """Ids of any form as a list of 1-D int64 tensors, and whether it was one sequence."""
@@ -618,6 +636,15 @@ def _integers(values: Any, name: str, max_ndim: int = 1) -> Tensor:
     if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
         raise ValueError(f"`{name}` must fit signed 64-bit integers, got {array.max()}")
     return torch.from_numpy(array.astype(np.int64))
+
+
+def _holds_codec(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a model of this package (and not, say, a language model that was trained on its ids)."""
+    config = os.path.join(os.fspath(folder), "config.json")
+    if not os.path.isfile(config):
+        return False
+    with open(config, encoding="utf-8") as file:
+        return json.load(file).get("model_type") == JepaDaamModel.config_class.model_type
 
 
 def _short(values: tuple) -> str:

@@ -1,0 +1,48 @@
+# Two commands for a fresh machine with Python 3.11, git and make: `make demo` and `make test`.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SAMPLE := tests/audio/1688-142285-0003.flac
+
+.PHONY: demo test check test-slow lint types fast-tests bench format clean
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	test -d demo/checkpoint || $(BIN)/jepa-audio init hub_configs/jepa-daam-24khz-fast demo/checkpoint
+	$(BIN)/jepa-audio info demo/checkpoint
+	$(BIN)/jepa-audio encode $(SAMPLE) --model demo/checkpoint --output demo --overwrite
+	$(BIN)/jepa-audio decode demo/$(notdir $(SAMPLE:.flac=.jepa)) --model demo/checkpoint --output demo --overwrite
+	$(BIN)/jepa-audio plot $(SAMPLE) --model demo/checkpoint --output demo/$(notdir $(SAMPLE:.flac=.png))
+	@ls -l demo
+
+test: check
+
+check: lint types fast-tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+fast-tests: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/speed.py
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

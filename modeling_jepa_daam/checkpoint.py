@@ -1,0 +1,66 @@
+"""One folder for a whole checkpoint: model, feature extractor and tokenizer, with the code of all of them."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from .configuration_jepa_daam import JepaDaamConfig
+from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
+from .modeling_jepa_daam import JepaDaamModel
+from .tokenization_jepa_daam import JepaAudioTokenizer
+
+
+def save_checkpoint(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
+    """Save a model with its feature extractor and tokenizer; the folder appears whole or not at all.
+
+    Args:
+        model: Any model of this package; a `JepaDaamModel` for a checkpoint that tokenizes.
+        folder: Where to; must not exist, or be empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If the folder holds something.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"`folder` {folder} is not empty")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        temporary.chmod(0o755)
+        model.save_pretrained(temporary)
+        JepaDaamFeatureExtractor.from_config(model.config).save_pretrained(temporary)
+        JepaAudioTokenizer.from_config(model.config).save_pretrained(temporary)
+        for file in temporary.iterdir():
+            file.chmod(0o644)  # safetensors writes for its owner alone
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    return folder
+
+
+def make_untrained_checkpoint(config: JepaDaamConfig, folder: str | os.PathLike, seed: int = 0) -> Path:
+    """Save a codec with weights drawn from a seed: real tokens and real speed, but speech only after training.
+
+    Args:
+        config: The model's configuration.
+        folder: Where to; must not exist, or be empty.
+        seed: Seed of the weights; torch's own random state is left as it was.
+
+    Returns:
+        The folder.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = JepaDaamModel(config)
+    model.config.untrained_seed = seed
+    return save_checkpoint(model, folder)

@@ -1,0 +1,366 @@
+"""The command `jepa-audio`: files in, files out."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import soundfile
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from . import __version__
+from .audio import read_blocks
+from .checkpoint import make_untrained_checkpoint
+from .configuration_jepa_daam import JepaDaamConfig
+from .modeling_jepa_daam import JepaDaamModel
+from .token_file import read_token_file, write_token_file
+from .tokenization_jepa_daam import JepaAudioTokenizer
+
+AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"})
+EXIT_SOME_FAILED, EXIT_USAGE = 1, 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Speech to tokens and back. Exit codes: 0 all done, 1 some files failed (they are named), 2 wrong usage.",
+)
+console, errors = Console(), Console(stderr=True)
+
+
+class AudioFormat(StrEnum):
+    """Container of decoded audio."""
+
+    wav = "wav"
+    flac = "flac"
+
+
+class Dtype(StrEnum):
+    """Precision of the model; the quantizer always runs in float32."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Checkpoint folder or Hub id.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Below float32 a few digits of the tokens change.")]
+InputsArgument = Annotated[list[Path], typer.Argument(help="Files and folders (searched at every depth).")]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that are already there.")]
+FormatOption = Annotated[AudioFormat, typer.Option("--format", help="Format of the audio that is written.")]
+
+
+def _fail(message: str) -> typer.Exit:
+    errors.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    return typer.Exit(EXIT_USAGE)
+
+
+def _load(model: str, device: str, dtype: Dtype) -> JepaAudioTokenizer:
+    """The tokenizer with its model in memory, or a message and exit code 2."""
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = JepaAudioTokenizer.from_pretrained(model).to(device, dtype.value)
+        config = tokenizer.model.config
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _fail(f"--model {model}: {error}") from error
+    if getattr(config, "untrained_seed", None) is not None:
+        errors.print(f"note: the weights of {model} are untrained (seed {config.untrained_seed}): no speech comes back")
+    return tokenizer
+
+
+def _find(inputs: list[Path], suffixes: frozenset[str]) -> list[tuple[Path, Path]]:
+    """Every file to work on, and its place below the output folder without its suffix."""
+    found = []
+    for path in inputs:
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in suffixes)
+            found += [(file, file.relative_to(path).with_suffix("")) for file in files]
+        elif path.is_file():
+            found.append((path, Path(path.stem)))
+        else:
+            raise _fail(f"no such file or folder: {path}")
+    if not found:
+        raise _fail(f"nothing to do: no {', '.join(sorted(suffixes))} in {', '.join(map(str, inputs))}")
+    targets: dict[Path, Path] = {}
+    for file, target in found:
+        if target in targets:
+            raise _fail(f"{targets[target]} and {file} would both become {target}.*: give them in separate runs")
+        targets[target] = file
+    return found
+
+
+def _run(
+    inputs: list[Path],
+    suffixes: frozenset[str],
+    output: Path,
+    suffix: str,
+    overwrite: bool,
+    work: Callable[[Path, Path], float],
+) -> None:
+    """Apply `work(file, target) -> seconds of audio` to every file; name what failed and exit accordingly."""
+    found = _find(inputs, suffixes)
+    failed: list[tuple[Path, str]] = []
+    kept, written, audio_s, start = 0, 0, 0.0, time.perf_counter()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task("", total=len(found))
+        for file, name in found:
+            progress.update(task, description=file.name)
+            target = output / name.with_name(name.name + suffix)
+            if target.exists() and not overwrite:
+                kept += 1
+            else:
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    audio_s += work(file, target)
+                    written += target.stat().st_size
+                except (OSError, ValueError) as error:
+                    failed.append((file, str(error)))
+            progress.advance(task)
+    elapsed = time.perf_counter() - start
+    done = len(found) - len(failed) - kept
+    console.print(
+        f"{done} done, {kept} kept, {len(failed)} failed in {output}: {audio_s:.1f} s of audio in {elapsed:.2f} s, "
+        f"{audio_s / elapsed:.1f} times real time; {written} bytes written",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for file, reason in failed:
+        errors.print(f"failed: {file}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@torch.inference_mode()
+def _tokenize_file(tokenizer: JepaAudioTokenizer, file: Path) -> tuple[list[int], int]:
+    """Ids of an audio file and its samples at the model's rate, reading it block by block."""
+    stream, ids = tokenizer.stream(tokenizer.sampling_rate), []
+    for block in read_blocks(file, tokenizer.sampling_rate):
+        ids += stream.push(block)
+    return ids + stream.close(), stream.num_samples
+
+
+def _write_audio(path: Path, pieces: Iterator[np.ndarray], num_samples: int, sampling_rate: int) -> None:
+    """Write audio piece by piece to a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.part")
+    left = num_samples
+    try:
+        with soundfile.SoundFile(
+            temporary, "w", sampling_rate, channels=1, subtype="PCM_16", format=path.suffix[1:].upper()
+        ) as out:
+            for piece in pieces:
+                out.write(piece[:left])
+                left -= min(left, len(piece))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.print(f"jepa-audio {__version__}", highlight=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Speech to tokens and back."""
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, folder with a config.json, or Hub id.")],
+) -> None:
+    """Print a model's rates, vocabulary and sizes."""
+    try:
+        config = JepaDaamConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise _fail(f"{model}: {error}") from error
+    with torch.device("meta"):
+        codec = JepaDaamModel(config)
+    size = {name: sum(p.numel() for p in getattr(codec, name).parameters()) for name in ("encoder", "decoder")}
+    seed = getattr(config, "untrained_seed", None)
+    table = Table(show_header=False, title=str(model))
+    for name, value in (
+        ("sampling rate", f"{config.sampling_rate} Hz"),
+        ("frame", f"{config.hop_length} samples, {config.frame_rate:g} frames/s"),
+        ("tokens", f"{config.tokens_per_frame} a frame, {config.token_rate:g} tokens/s"),
+        ("vocabulary", f"{config.vocab_size} ids"),
+        ("information", f"{config.bitrate_bps:g} bit/s"),
+        ("chunk", f"{config.chunk_frames} frames, {config.chunk_frames / config.frame_rate:g} s"),
+        ("encoder", f"{size['encoder'] / 1e6:.1f}M parameters"),
+        ("decoder", f"{size['decoder'] / 1e6:.1f}M parameters"),
+        ("config digest", config.digest),
+        ("weights", "as the model card says" if seed is None else f"untrained, seed {seed}"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+
+
+@app.command()
+def init(
+    config: Annotated[str, typer.Argument(help="Folder with a config.json, or Hub id.")],
+    output: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.")],
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+) -> None:
+    """Make a checkpoint with untrained weights, to try the tools and to measure speed."""
+    transformers_logging.disable_progress_bar()
+    try:
+        make_untrained_checkpoint(JepaDaamConfig.from_pretrained(config), output, seed)
+    except (OSError, ValueError) as error:
+        raise _fail(str(error)) from error
+    console.print(f"untrained checkpoint (seed {seed}) in {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def encode(
+    inputs: InputsArgument,
+    model: ModelOption,
+    output: OutputOption,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = Dtype.float32,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn audio files into token files (.jepa)."""
+    tokenizer = _load(model, device, dtype)
+
+    def work(file: Path, target: Path) -> float:
+        ids, num_samples = _tokenize_file(tokenizer, file)
+        write_token_file(target, ids, num_samples, tokenizer.model.config)
+        return num_samples / tokenizer.sampling_rate
+
+    _run(inputs, AUDIO_SUFFIXES, output, ".jepa", overwrite, work)
+
+
+@app.command()
+def decode(
+    inputs: InputsArgument,
+    model: ModelOption,
+    output: OutputOption,
+    audio_format: FormatOption = AudioFormat.wav,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = Dtype.float32,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn token files (.jepa) back into audio files."""
+    tokenizer = _load(model, device, dtype)
+
+    def work(file: Path, target: Path) -> float:
+        tokens = read_token_file(file, tokenizer.model.config)
+        pieces = tokenizer.iter_decode_audio(tokens.input_ids)
+        _write_audio(target, pieces, tokens.num_samples, tokenizer.sampling_rate)
+        return tokens.num_samples / tokenizer.sampling_rate
+
+    _run(inputs, frozenset({".jepa"}), output, f".{audio_format.value}", overwrite, work)
+
+
+@app.command()
+def reconstruct(
+    inputs: InputsArgument,
+    model: ModelOption,
+    output: OutputOption,
+    audio_format: FormatOption = AudioFormat.wav,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = Dtype.float32,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Send audio files through the tokens and back."""
+    tokenizer = _load(model, device, dtype)
+
+    def work(file: Path, target: Path) -> float:
+        ids, num_samples = _tokenize_file(tokenizer, file)
+        _write_audio(target, tokenizer.iter_decode_audio(ids), num_samples, tokenizer.sampling_rate)
+        return num_samples / tokenizer.sampling_rate
+
+    _run(inputs, AUDIO_SUFFIXES, output, f".{audio_format.value}", overwrite, work)
+
+
+@app.command()
+def plot(
+    audio: Annotated[Path, typer.Argument(help="Audio file.")],
+    model: ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds from the start that are drawn.")] = 30.0,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = Dtype.float32,
+) -> None:
+    """Draw waveform, both spectrograms, tokens and DAAM gates of a recording."""
+    try:
+        from .plotting import daam_gates, plot_recording
+    except ImportError as error:
+        raise _fail(f"plotting needs matplotlib: pip install 'jepa-daam[plot]' ({error})") from error
+    tokenizer = _load(model, device, dtype)
+    rate, limit = tokenizer.sampling_rate, int(seconds * tokenizer.sampling_rate)
+    try:
+        blocks, taken = [], 0
+        for block in read_blocks(audio, rate):
+            blocks.append(block[: limit - taken])
+            taken += len(blocks[-1])
+            if taken >= limit:
+                break
+        samples = np.concatenate(blocks)
+        ids = tokenizer(samples, rate)["input_ids"]
+        reconstruction = tokenizer.decode_audio(ids, num_samples=len(samples))
+        tokens = np.reshape(ids, (-1, tokenizer.tokens_per_frame)).T
+        gates = daam_gates(tokenizer.model, samples)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        plot_recording(output, audio.name, rate, tokenizer.hop_length, samples, reconstruction, tokens, gates)
+    except (OSError, ValueError) as error:
+        errors.print(f"failed: {audio}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_SOME_FAILED) from error
+    console.print(f"{len(samples) / rate:.1f} s of {audio.name} in {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def bench(
+    model: ModelOption,
+    seconds: Annotated[float, typer.Option(min=0.4, help="Seconds of noise to encode and decode.")] = 12.0,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of which the median is printed.")] = 5,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = Dtype.float32,
+) -> None:
+    """Measure how much faster than real time a model encodes and decodes here."""
+    tokenizer = _load(model, device, dtype)
+    rate = tokenizer.sampling_rate
+    samples = np.random.default_rng(0).normal(0.0, 0.1, int(seconds * rate)).astype(np.float32)
+    ids = tokenizer(samples, rate)["input_ids"]
+    table = Table(
+        "",
+        "median (s)",
+        "times real time",
+        title=f"{seconds:g} s, {torch.get_num_threads()} threads, {device}, {dtype.value}",
+    )
+    for name, work in (("encode", lambda: tokenizer(samples, rate)), ("decode", lambda: tokenizer.decode_audio(ids))):
+        work()
+        times = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        median = statistics.median(times)
+        table.add_row(name, f"{median:.3f}", f"{seconds / median:.1f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,132 @@
+"""One picture of a recording, its tokens, its gates and its reconstruction."""
+
+import io
+import itertools
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from .modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamModel
+from .token_file import write_atomically
+
+GATE_COLUMNS = 500
+
+
+@torch.inference_mode()
+def daam_gates(model: JepaDaamModel, samples: np.ndarray) -> list[np.ndarray]:
+    """Gates of a recording as the tokenizer computes them, chunk by chunk.
+
+    Args:
+        model: The codec.
+        samples: `(samples,)`, float32, at the model's rate.
+
+    Returns:
+        Gate of every DAAM module of the encoder, each `(time,)`, float32, at its own rate.
+    """
+    with torch.device("meta"):
+        encoder_model = JepaDaamEncoderModel(model.config).eval()
+    encoder_model.encoder = model.encoder
+    waveform = torch.from_numpy(samples).to(model.device)
+    chunks = waveform.split(model.config.chunk_frames * model.config.hop_length)
+    gates = [encoder_model(chunk[None, None], output_daam_gates=True).daam_gates or () for chunk in chunks]
+    return [torch.cat(parts, dim=-1)[0].float().cpu().numpy() for parts in zip(*gates, strict=True)]
+
+
+def plot_recording(
+    path: str | os.PathLike,
+    title: str,
+    sampling_rate: int,
+    hop_length: int,
+    original: np.ndarray,
+    reconstruction: np.ndarray,
+    tokens: np.ndarray | Tensor,
+    gates: Sequence[np.ndarray],
+) -> None:
+    """Draw waveform, both spectrograms, token matrix and DAAM gates over one time axis, and write a PNG.
+
+    Args:
+        path: Where to.
+        title: Title of the picture.
+        sampling_rate: Rate (Hz) of both waveforms.
+        hop_length: Samples a frame.
+        original: `(samples,)`, float32.
+        reconstruction: `(samples,)`, float32.
+        tokens: `(tokens_per_frame, frames)`, integer.
+        gates: Gates of the encoder's stages, each `(time,)`.
+    """
+    duration_s = len(original) / sampling_rate
+    covered_s = tokens.shape[1] * hop_length / sampling_rate  # the last frame may reach past the end
+    figure = Figure(figsize=(12, 13), layout="constrained")
+    axes = figure.subplots(5, 1, sharex=True, height_ratios=(1, 2, 2, 2, 1.5))
+    figure.suptitle(title)
+
+    axes[0].plot(np.arange(len(original)) / sampling_rate, original, linewidth=0.4, color="black")
+    axes[0].set_ylabel("amplitude")
+    axes[0].set_title("original", loc="left")
+    for axis, samples, name in ((axes[1], original, "original"), (axes[2], reconstruction, "reconstruction")):
+        _draw_spectrogram(axis, samples, sampling_rate)
+        axis.set_title(f"{name}, spectrogram (dB below its peak)", loc="left")
+    image = axes[3].imshow(
+        np.asarray(tokens),
+        aspect="auto",
+        origin="upper",
+        interpolation="nearest",
+        extent=(0, covered_s, tokens.shape[0] - 0.5, -0.5),
+        cmap="viridis",
+    )
+    axes[3].set_ylabel("place in the frame")
+    axes[3].set_title("tokens", loc="left")
+    figure.colorbar(image, ax=axes[3], pad=0.01)
+    axes[3].yaxis.set_major_locator(MaxNLocator(integer=True))
+    if gates:
+        rows = np.stack([_resized(gate, GATE_COLUMNS) for gate in gates])
+        image = axes[4].imshow(
+            rows,
+            aspect="auto",
+            origin="upper",
+            interpolation="nearest",
+            extent=(0, covered_s, len(gates) + 0.5, 0.5),
+            cmap="cividis",
+        )
+        figure.colorbar(image, ax=axes[4], pad=0.01)
+    axes[4].yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[4].set_ylabel("encoder stage")
+    axes[4].set_xlabel("time (s)")
+    axes[4].set_title("DAAM gates G(x), local means", loc="left")
+    axes[4].set_xlim(0, duration_s)
+    write_atomically(path, _png(figure))
+
+
+def _resized(gate: np.ndarray, columns: int) -> np.ndarray:
+    """`(time,)` -> `(columns,)`: means of what falls into each column, or the nearest value."""
+    edges = np.linspace(0, len(gate), columns + 1)
+    return np.array([gate[int(a) : max(int(a) + 1, int(b))].mean() for a, b in itertools.pairwise(edges)])
+
+
+def _draw_spectrogram(axis, samples: np.ndarray, sampling_rate: int) -> None:
+    n_fft, hop = 1024, 256
+    padded = np.pad(samples, (n_fft // 2, n_fft // 2 + hop))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop] * np.hanning(n_fft)
+    decibels = 20 * np.log10(np.abs(np.fft.rfft(windows)) + 1e-7).T
+    peak = decibels.max()
+    axis.imshow(
+        decibels - peak,
+        aspect="auto",
+        origin="lower",
+        extent=(0, len(samples) / sampling_rate, 0, sampling_rate / 2000),
+        vmin=-80,
+        vmax=0,
+        cmap="magma",
+    )
+    axis.set_ylabel("frequency (kHz)")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()

@@ -272,6 +272,11 @@ class JepaDaamConfig(PreTrainedConfig):
                 f"`fsq_levels` {self.fsq_levels} hold {self.vocab_size} values"
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As inherited, less what tools hang on a configuration (`Trainer` sets `use_cache`): what is saved loads."""
+        known = {field.name for field in fields(self)} | _INHERITED_KEYS
+        return {name: value for name, value in super().to_dict().items() if name in known}
+
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Save, naming every auto class, so that all of them load from the one folder."""
         self.auto_map = dict(AUTO_MAP)

@@ -355,7 +355,9 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         pieces = self._iter_synthesize(
             quantized.transpose(1, 2), frame_mask if len({len(row) for row in rows}) > 1 else None
         )
-        waveform = torch.cat(list(pieces), dim=-1)[..., : input_values.shape[-1]]
+        waveform = torch.cat(list(pieces), dim=-1)
+        # As long as the input: less the last frame's end, or more where whole frames are padding in every row.
+        waveform = F.pad(waveform, (0, input_values.shape[-1] - waveform.shape[-1]))
         if padding_mask is not None:
             waveform = waveform.masked_fill(~padding_mask.bool()[:, None], 0.0)
         output = JepaDaamOutput(

@@ -99,6 +99,13 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         self.target_encoder = JepaDaamEncoder(config).requires_grad_(False)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Load a checkpoint; loading makes new parameters, so that the target encoder has to be frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).target_encoder.requires_grad_(False)
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -27,6 +27,18 @@ AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
 
 # Models that this process has loaded, by reference, device and dtype: tokenizers stay small to hash and to pickle.
 _MODELS: dict[tuple, JepaDaamModel] = {}
+_process_id = os.getpid()
+
+
+def _use_one_thread_if_forked() -> None:
+    """One thread in a forked worker (`datasets.map(num_proc=...)`), as torch's DataLoader has it.
+
+    A fork inherits OpenMP's books but not its threads: the first parallel loop would wait for them for ever.
+    """
+    global _process_id
+    if os.getpid() != _process_id:
+        torch.set_num_threads(1)
+        _process_id = os.getpid()
 
 
 class JepaAudioTokenizer(PreTrainedTokenizer):
@@ -238,6 +250,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             ValueError: If the model's rates or levels are not the tokenizer's.
             OSError: If there is no model at `codec_reference`.
         """
+        _use_one_thread_if_forked()
         key = (self.codec_reference, self.codec_revision, self._device, self._dtype)
         if key not in _MODELS:
             _MODELS[key] = self._load_model()

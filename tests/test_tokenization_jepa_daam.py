@@ -1,0 +1,351 @@
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+
+from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, JepaDaamModel
+from modeling_jepa_daam.checkpoint import make_untrained_checkpoint
+from tests import reference
+from tests.conftest import SPEECH, TINY, noise
+
+HOP, CHUNK = 60, 7 * 60
+
+
+def test_vocabulary_and_rates_are_the_papers():
+    tokenizer = JepaAudioTokenizer()
+    assert tokenizer.vocab_size == 16384
+    assert len(tokenizer) == 16389
+    assert (tokenizer.frame_rate, tokenizer.tokens_per_frame, tokenizer.token_rate) == (2.5, 19, 47.5)
+    assert tokenizer.bitrate_bps == 640.0
+
+
+def test_special_tokens_come_after_the_audio_tokens():
+    tokenizer = JepaAudioTokenizer()
+    ids = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    ids += [tokenizer.audio_start_token_id, tokenizer.audio_end_token_id]
+    assert ids == [16384, 16385, 16386, 16387, 16388]
+    assert set(tokenizer.all_special_ids) == set(ids)
+
+
+def test_every_id_has_a_string_and_every_string_its_id():
+    tokenizer = JepaAudioTokenizer()
+    ids = list(range(len(tokenizer)))
+    strings = tokenizer.convert_ids_to_tokens(ids)
+    assert len(set(strings)) == len(ids)
+    assert strings[10023] == "<|audio_10023|>"
+    assert tokenizer.convert_tokens_to_ids(strings) == ids
+    assert tokenizer.get_vocab() == dict(zip(strings, ids, strict=True))
+    assert tokenizer(text=tokenizer.decode(ids))["input_ids"] == ids
+    assert tokenizer.decode(ids[-6:], skip_special_tokens=True) == "<|audio_16383|>"
+
+
+@pytest.mark.parametrize("text", ["hello", "<|audio_16384|>", "<|audio_01|>", "<|audio_1|> x"])
+def test_strings_that_are_no_tokens_are_refused(text):
+    with pytest.raises(ValueError, match=r"`(text|token)` must be"):
+        JepaAudioTokenizer()(text=text)
+
+
+@pytest.mark.parametrize("index", [-1, 16389, 10**9])
+def test_ids_that_are_no_tokens_are_refused(index):
+    with pytest.raises(ValueError, match=r"`ids` must lie in \[0, 16389\)"):
+        JepaAudioTokenizer().convert_ids_to_tokens([index])
+
+
+def test_an_id_is_the_packed_token(tiny_tokenizer):
+    ids = tiny_tokenizer(noise(500), 24000)["input_ids"]
+    digits = tiny_tokenizer.unpack(ids)
+    assert digits.shape == (9, 16)
+    assert ids[:2] == [reference.pack(list(digits[0, :7]), [4] * 7), reference.pack(list(digits[0, 7:14]), [4] * 7)]
+    assert tiny_tokenizer.pack(digits) == tiny_tokenizer.pack(torch.tensor(digits)) == ids
+
+
+def test_the_result_is_that_of_any_tokenizer(tiny_tokenizer):
+    one = tiny_tokenizer(noise(500), sampling_rate=24000)
+    assert list(one) == ["input_ids", "attention_mask"]
+    assert len(one["input_ids"]) == 27
+    assert set(one["attention_mask"]) == {1}
+    batch = tiny_tokenizer([noise(500), noise(61)], 24000, padding=True, return_tensors="pt")
+    assert batch["input_ids"].shape == (2, 27)
+    assert batch["attention_mask"].sum(dim=-1).tolist() == [27, 6]
+    assert (batch["input_ids"][1, 6:] == tiny_tokenizer.pad_token_id).all()
+    left = tiny_tokenizer([noise(500), noise(61)], 24000, padding=True, padding_side="left", return_tensors="np")
+    assert left["attention_mask"][1].tolist() == [0] * 21 + [1] * 6
+    assert tiny_tokenizer(noise(500), 24000, return_tensors="pt")["input_ids"].shape == (1, 27)
+
+
+def test_special_tokens_and_truncation(tiny_tokenizer):
+    plain = tiny_tokenizer(noise(500), 24000)["input_ids"]
+    marked = tiny_tokenizer(noise(500), 24000, add_special_tokens=True)["input_ids"]
+    assert marked == [tiny_tokenizer.bos_token_id, *plain, tiny_tokenizer.eos_token_id]
+    assert tiny_tokenizer(noise(500), 24000, truncation=True, max_length=11)["input_ids"] == plain[:9]
+    cut = tiny_tokenizer(noise(500), 24000, truncation=True, max_length=11, add_special_tokens=True)["input_ids"]
+    assert cut == [marked[0], *plain[:9], marked[-1]]
+    np.testing.assert_array_equal(tiny_tokenizer.decode_audio(marked), tiny_tokenizer.decode_audio(plain))
+
+
+def test_the_collator_for_language_models_takes_it(tiny_tokenizer):
+    rows = [tiny_tokenizer(noise(n), 24000, add_special_tokens=True) for n in (500, 61)]
+    batch = DataCollatorForLanguageModeling(tiny_tokenizer, mlm=False)(rows)
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, 29)
+    assert (batch["labels"][1, 8:] == -100).all()
+    assert torch.equal(batch["labels"][0], batch["input_ids"][0])
+
+
+@pytest.mark.parametrize("samples", [1, 59, 60, 61, CHUNK, CHUNK + 1, 1000])
+def test_audio_comes_back_at_its_length(tiny_tokenizer, samples):
+    ids = tiny_tokenizer(noise(samples), 24000)["input_ids"]
+    assert len(ids) == 3 * -(-samples // HOP)
+    assert tiny_tokenizer.decode_audio(ids).shape == (-(-samples // HOP) * HOP,)
+    audio = tiny_tokenizer.decode_audio(ids, num_samples=samples)
+    assert audio.shape == (samples,)
+    assert audio.dtype == np.float32
+    np.testing.assert_array_equal(np.concatenate(list(tiny_tokenizer.iter_decode_audio(ids)))[:samples], audio)
+
+
+def test_a_batch_comes_back_as_a_list(tiny_tokenizer):
+    batch = tiny_tokenizer([noise(500), noise(61)], 24000, padding=True, return_tensors="pt", add_special_tokens=True)
+    for ids in (batch, batch["input_ids"], batch["input_ids"].tolist(), batch["input_ids"].numpy()):
+        waveforms = tiny_tokenizer.decode_audio(ids, num_samples=[500, 61])
+        assert [len(waveform) for waveform in waveforms] == [500, 61]
+    assert tiny_tokenizer.decode_audio([[0, 0, 0], [0] * 6])[1].shape == (120,)
+
+
+# The same tokens however the audio comes
+
+
+def _pushed(tokenizer, samples, rate, sizes) -> list[int]:
+    stream, ids, start = tokenizer.stream(rate), [], 0
+    while start < len(samples):
+        size = next(sizes)
+        ids += stream.push(samples[start : start + size])
+        start += size
+    return ids + stream.close()
+
+
+EDGES = [*range(1, 3 * HOP + 2), *range(CHUNK - 61, CHUNK + 62), *range(2 * CHUNK - 2, 2 * CHUNK + 3), 24000]
+
+
+def test_every_way_gives_the_same_tokens_at_every_edge(tiny_tokenizer, rng):
+    """Alone, in padded batches with any neighbours, and pushed in pieces: sample by sample over frame and chunk edges."""
+    model = tiny_tokenizer.model
+    expected = {n: tiny_tokenizer(noise(n, seed=n), 24000)["input_ids"] for n in EDGES}
+    for n in EDGES:
+        sizes = iter(lambda: int(rng.integers(1, 500)), None)
+        assert _pushed(tiny_tokenizer, noise(n, seed=n), 24000, sizes) == expected[n], n
+    for _ in range(40):
+        chosen = rng.choice(EDGES, size=rng.integers(2, 9)).tolist()
+        together = tiny_tokenizer([noise(n, seed=n) for n in chosen], 24000)["input_ids"]
+        assert together == [expected[n] for n in chosen]
+        longest = max(chosen)
+        values = torch.tensor(rng.normal(size=(len(chosen), 1, longest)), dtype=torch.float32)
+        mask = torch.zeros(len(chosen), longest)
+        for row, n in enumerate(chosen):
+            values[row, 0, :n], mask[row, :n] = torch.tensor(noise(n, seed=n)), 1
+        with torch.inference_mode():
+            codes = model.encode(values, mask)
+        for row, n in enumerate(chosen):
+            frames = int(codes.audio_codes_mask[row].sum())
+            assert codes.audio_codes[row, :, :frames].T.flatten().tolist() == expected[n]
+
+
+@pytest.mark.parametrize("rate", [24000, 16000, 44100])
+def test_files_arrays_and_streams_agree_at_any_rate(tiny_tokenizer, tmp_path, rate, rng):
+    samples = noise(3 * rate + 7)
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    expected = tiny_tokenizer(samples, rate)["input_ids"]
+    assert tiny_tokenizer(tmp_path / "a.wav")["input_ids"] == expected
+    assert tiny_tokenizer([str(tmp_path / "a.wav"), noise(100)], 24000)["input_ids"][0] == expected
+    assert _pushed(tiny_tokenizer, samples, rate, iter(lambda: int(rng.integers(1, 9000)), None)) == expected
+    assert tiny_tokenizer(soxr.resample(samples, rate, 24000), 24000)["input_ids"] == expected
+
+
+def test_minutes_of_speech_agree_at_the_papers_rates(nano_tokenizer, speech, tmp_path):
+    samples = np.tile(speech, 30)[: 24000 * 140 + 4321]
+    soundfile.write(tmp_path / "a.flac", samples, 24000, subtype="PCM_24")
+    samples, _ = soundfile.read(tmp_path / "a.flac", dtype="float32")
+    expected = nano_tokenizer(samples, 24000)["input_ids"]
+    assert len(expected) == 19 * 351
+    assert nano_tokenizer(tmp_path / "a.flac")["input_ids"] == expected
+    assert nano_tokenizer([speech, samples], 24000)["input_ids"][1] == expected
+    assert _pushed(nano_tokenizer, samples, 24000, iter([100, 288000, 5, 10**6, 10**7])) == expected
+    chunk = 30 * 9600
+    pieces = [nano_tokenizer(samples[i : i + chunk], 24000)["input_ids"] for i in range(0, len(samples), chunk)]
+    assert sum(pieces, []) == expected  # chunks stand alone: a recording is seekable
+
+
+def test_tokens_become_final_a_chunk_at_a_time(tiny_tokenizer):
+    stream = tiny_tokenizer.stream(24000)
+    assert stream.push(noise(CHUNK - 1)) == []
+    assert len(stream.push([0.5])) == 7 * 3
+    assert stream.push([]) == []
+    assert stream.push(noise(61)) == []
+    assert len(stream.close()) == 2 * 3
+    assert stream.num_samples == CHUNK + 61
+    with pytest.raises(ValueError, match="the stream is closed"):
+        stream.push([0.1])
+    with pytest.raises(ValueError, match="closed before any"):
+        tiny_tokenizer.stream(24000).close()
+    with pytest.raises(ValueError, match="`samples` must be finite"):
+        tiny_tokenizer.stream(24000).push([np.nan])
+    with pytest.raises(ValueError, match="`sampling_rate` is missing"):
+        tiny_tokenizer.stream(None)
+
+
+def test_real_speech_round_trips(nano_tokenizer, speech):
+    encoding = nano_tokenizer(SPEECH)
+    assert len(encoding["input_ids"]) == 19 * 13
+    assert max(encoding["input_ids"][18::19]) < 16
+    audio = nano_tokenizer.decode_audio(encoding, num_samples=len(speech))
+    assert audio.shape == speech.shape
+    assert np.isfinite(audio).all()
+
+
+# A light object around a heavy model
+
+
+def test_it_pickles_small_and_hashes_the_same_after_use(tiny_folder):
+    tokenizer = JepaAudioTokenizer.from_pretrained(tiny_folder)
+    before = Hasher.hash(tokenizer)
+    ids = tokenizer(noise(500), 24000)["input_ids"]
+    tokenizer.decode_audio(ids)
+    pickled = pickle.dumps(tokenizer)
+    assert len(pickled) < 20_000
+    assert pickle.loads(pickled)(noise(500), 24000)["input_ids"] == ids
+    assert Hasher.hash(tokenizer) == before
+    assert Hasher.hash(JepaAudioTokenizer.from_pretrained(tiny_folder)) == before
+
+
+def test_a_process_loads_a_model_once(tiny_folder):
+    first, second = (JepaAudioTokenizer.from_pretrained(tiny_folder) for _ in range(2))
+    assert first.model is second.model
+    assert second.to(dtype="bfloat16").model is not first.model
+    assert second.model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="`dtype` must be float32, bfloat16 or float16"):
+        first.to(dtype="int8")
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_datasets_map_runs_and_finds_its_cache(tiny_folder, tmp_path, num_proc):
+    rows = {"audio": [noise(n).tolist() for n in (500, 61, 100, 1)]}
+    Dataset.from_dict(rows).save_to_disk(tmp_path / "rows")
+    calls = []
+    for _ in range(2):
+        tokenizer = JepaAudioTokenizer.from_pretrained(tiny_folder)
+        mapped = Dataset.load_from_disk(tmp_path / "rows").map(
+            lambda batch, tokenizer=tokenizer: tokenizer(batch["audio"], 24000),
+            batched=True,
+            num_proc=num_proc,
+            remove_columns=["audio"],
+        )
+        calls.append([file["filename"] for file in mapped.cache_files])
+    assert calls[0] == calls[1]
+    assert mapped["input_ids"][:] == tokenizer(rows["audio"], 24000)["input_ids"]
+
+
+# Folders
+
+
+def test_a_saved_tokenizer_finds_its_model_again(tiny_tokenizer, tmp_path):
+    tiny_tokenizer.save_pretrained(tmp_path / "alone")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "alone")
+    assert isinstance(loaded, JepaAudioTokenizer)
+    assert loaded.model is not None
+    assert loaded(noise(500), 24000)["input_ids"] == tiny_tokenizer(noise(500), 24000)["input_ids"]
+    assert tiny_tokenizer.codec is None
+
+
+def test_a_copied_folder_uses_its_own_model(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "copy")
+    assert tokenizer.codec_reference == str(tmp_path / "copy")
+    tokenizer.save_pretrained(tmp_path / "copy")
+    assert AutoTokenizer.from_pretrained(tmp_path / "copy").codec is None
+
+
+def test_a_model_of_another_configuration_is_refused(tmp_path):
+    make_untrained_checkpoint(JepaDaamConfig(**TINY), tmp_path / "a")
+    other = JepaAudioTokenizer(codec=str(tmp_path / "a"))
+    with pytest.raises(ValueError, match="`codec`: the model at .* is of another configuration"):
+        other(noise(500), 24000)
+
+
+def test_a_tokenizer_without_a_model_still_packs(tiny_folder):
+    tokenizer = JepaAudioTokenizer()
+    assert tokenizer.pack(np.zeros((1, 128), int)) == [0] * 19
+    with pytest.raises(ValueError, match="`codec` is missing"):
+        tokenizer(noise(500), 24000)
+    with pytest.raises(OSError, match="nowhere"):
+        JepaAudioTokenizer(codec="./nowhere")(noise(500), 24000)
+
+
+def test_the_model_decodes_its_own_tokens(tiny_folder, tiny_tokenizer):
+    model = JepaDaamModel.from_pretrained(tiny_folder).eval()
+    values = torch.tensor(noise(1000))[None, None]
+    with torch.inference_mode():
+        expected = model(values).audio_values[0, 0].numpy()
+    ids = tiny_tokenizer(noise(1000), 24000)["input_ids"]
+    np.testing.assert_array_equal(tiny_tokenizer.decode_audio(ids, num_samples=1000), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "`audio` is missing"),
+        ({"audio": noise(5)}, ValueError, "`sampling_rate` is missing"),
+        ({"audio": noise(5), "text": "x"}, ValueError, "`audio` and `text` cannot both"),
+        ({"audio": noise(5), "sampling_rate": 24000, "strid": 3}, TypeError, "unexpected arguments .*`strid`"),
+        ({"audio": [], "sampling_rate": 24000}, ValueError, "is empty"),
+        ({"audio": [np.nan], "sampling_rate": 24000}, ValueError, "`audio` must be finite"),
+        ({"audio": np.zeros((1, 1, 3)), "sampling_rate": 24000}, ValueError, "`audio` must have shape"),
+        ({"audio": "nowhere.wav"}, FileNotFoundError, "no such file: nowhere.wav"),
+        ({"audio": noise(5), "sampling_rate": 24000, "truncation": True}, ValueError, "`max_length` must be given"),
+        (
+            {"audio": noise(5), "sampling_rate": 24000, "truncation": True, "max_length": 2},
+            ValueError,
+            "`max_length` must",
+        ),
+    ],
+)
+def test_bad_audio_is_refused_by_name(tiny_tokenizer, arguments, error, message):
+    with pytest.raises(error, match=message):
+        tiny_tokenizer(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("ids", "num_samples", "error", "message"),
+    [
+        ([], None, ValueError, "`input_ids` must have"),
+        ([0, 0], None, ValueError, "`input_ids` must be a whole number of frames of 3 tokens, got 2"),
+        ([16384], None, ValueError, "`input_ids` must be a whole number of frames of 3 tokens, got 0"),
+        ([0, 0, 16], None, ValueError, r"`input_ids` must lie in \[0, 16\) at place 2 of a frame, got 16 in frame 0"),
+        ([0, 0, 0, -1, 0, 0], None, ValueError, r"`input_ids` must lie in .* got -1 in frame 1"),
+        ([99999, 0, 0], None, ValueError, r"`input_ids` must lie in \[0, 16384\) at place 0"),
+        ([0.5, 0, 0], None, TypeError, "`input_ids` must be integers"),
+        (["a", "b", "c"], None, TypeError, "`input_ids` must be integers"),
+        ({"ids": [0]}, None, ValueError, "`input_ids` must hold 'input_ids'"),
+        ([0, 0, 0], 61, ValueError, r"`num_samples` must lie in the last of 1 frames: \(0, 60\], got 61"),
+        ([0, 0, 0], 0, ValueError, "`num_samples` must lie in"),
+        ([[0, 0, 0]], [5, 6], ValueError, "`num_samples` must have one entry"),
+    ],
+)
+def test_bad_ids_are_refused_by_name(tiny_tokenizer, ids, num_samples, error, message):
+    with pytest.raises(error, match=message):
+        tiny_tokenizer.decode_audio(ids, num_samples=num_samples)
+
+
+def test_bad_digits_are_refused_by_name(tiny_tokenizer):
+    with pytest.raises(ValueError, match=r"`indices` must have shape \(frames, 16\)"):
+        tiny_tokenizer.pack(np.zeros((2, 15), int))
+    with pytest.raises(ValueError, match="`indices` must lie in"):
+        tiny_tokenizer.pack(np.full((2, 16), 4))
+    with pytest.raises(TypeError, match="`indices` must be integers"):
+        tiny_tokenizer.pack(np.zeros((2, 16)))
+    with pytest.raises(ValueError, match="`input_ids` must be a whole number of frames"):
+        tiny_tokenizer.unpack([1, 2])

@@ -34,9 +34,8 @@ def check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
     """
     if sampling_rate is None:
         raise ValueError(f"`{name}` is missing: say at how many Hz the audio was recorded")
-    if isinstance(sampling_rate, (bool, np.bool_)) or not isinstance(
-        sampling_rate, (int, float, np.integer, np.floating)
-    ):
+    numbers = (int, float, np.integer, np.floating)
+    if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, numbers):
         raise TypeError(f"`{name}` must be a whole number of Hz, got {sampling_rate!r}")
     if not 0 < sampling_rate <= 10_000_000 or float(sampling_rate) % 1:
         raise ValueError(f"`{name}` must be a whole, positive number of Hz up to 10 MHz, got {sampling_rate!r}")

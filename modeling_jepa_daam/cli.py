@@ -164,7 +164,7 @@ def _write_audio(path: Path, pieces: Iterator[np.ndarray], num_samples: int, sam
             temporary, "w", sampling_rate, channels=1, subtype="PCM_16", format=path.suffix[1:].upper()
         ) as out:
             for piece in pieces:
-                out.write(piece[:left])
+                out.write(np.rint(piece[:left] * 32767).astype(np.int16))  # libsndfile rounds by format
                 left -= min(left, len(piece))
         temporary.replace(path)
     except BaseException:

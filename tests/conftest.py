@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a wrong folder's name must not go looking for it
+
 import numpy as np
 import pytest
 import soundfile

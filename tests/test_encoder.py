@@ -67,7 +67,7 @@ def test_hidden_states_and_attentions_come_on_request():
 
 
 def test_the_signal_reaches_the_low_rates_at_initialisation():
-    """A loud and a quiet second must differ after the convolutions; with PyTorch's own initialisation they hardly do."""
+    """A loud and a quiet second differ after the convolutions; with PyTorch's own initialisation they hardly do."""
     torch.manual_seed(0)
     model = JepaDaamEncoderModel(JepaDaamConfig(encoder_residual_blocks=(2,) * 5)).eval()
     envelope = torch.tensor([1.0, 0.05]).repeat_interleave(24000).repeat(2)

@@ -36,8 +36,9 @@ def test_truncation_and_padding_to_a_length(extractor):
 
 def test_one_recording_or_many(extractor, speech):
     single = extractor(speech, 24000, return_tensors="np")
-    for batch in ([speech], (speech,), [SPEECH], str(SPEECH), [{"array": speech, "sampling_rate": 24000}], speech.tolist(),
-                  [speech.tolist()], np.stack([speech, speech])):  # fmt: skip
+    example = {"array": speech, "sampling_rate": 24000}
+    stereo = np.stack([speech, speech])
+    for batch in ([speech], (speech,), [SPEECH], str(SPEECH), [example], speech.tolist(), [speech.tolist()], stereo):
         assert np.array_equal(extractor(batch, 24000, return_tensors="np")["input_values"], single["input_values"])
 
 

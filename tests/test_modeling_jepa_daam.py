@@ -209,7 +209,7 @@ def test_bad_waveforms_are_refused_by_name(tiny_model, values, mask, error, mess
             torch.zeros(1, 4, 2, dtype=torch.int64),
             None,
             ValueError,
-            r"`audio_codes` must have shape \(batch, 3, frames\)",
+            r"must have shape \(batch, 3, frames\)",
         ),
         (torch.zeros(3, 2, dtype=torch.int64), None, ValueError, "`audio_codes` must have shape"),
         (torch.zeros(1, 3, 0, dtype=torch.int64), None, ValueError, "`audio_codes` must have shape"),

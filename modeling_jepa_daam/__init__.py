@@ -13,8 +13,9 @@ from .configuration_jepa_daam import JepaDaamConfig
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
 from .modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamModel
 from .pretraining_jepa_daam import JepaDaamForPreTraining
+from .streaming import AudioTokenStream
 from .token_file import TokenFileError, read_token_file, write_token_file
-from .tokenization_jepa_daam import AudioTokenStream, JepaAudioTokenizer
+from .tokenization_jepa_daam import JepaAudioTokenizer
 from .version import __version__
 
 AutoConfig.register("jepa_daam", JepaDaamConfig)

@@ -1,6 +1,6 @@
 """Recorded sound to mono float32 samples at a wanted rate: arrays, files, `datasets` examples.
 
-One rule for all: channels are averaged, integers are read as PCM, soxr resamples at its highest-but-one quality.
+One rule for all: channels are averaged, integers are read as PCM, soxr resamples at its default (high) quality.
 soxr gives the same samples whether it sees a recording at once or in blocks, and so do the functions below.
 """
 
@@ -23,6 +23,7 @@ except ImportError:
 BLOCK_S = 60  # seconds read from a file at a time
 MAX_CHANNELS = 2  # of an array's two axes, channels are the one that is at most this long
 MAX_AMPLITUDE = 16.0  # full scale is 1; a louder sample is integer PCM that was made floating point without scaling
+MAX_SAMPLING_RATE = 10_000_000
 
 
 def check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
@@ -34,22 +35,39 @@ def check_sampling_rate(sampling_rate: Any, name: str = "sampling_rate") -> int:
     """
     if sampling_rate is None:
         raise ValueError(f"`{name}` is missing: say at how many Hz the audio was recorded")
-    numbers = (int, float, np.integer, np.floating)
-    if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, numbers):
+    if getattr(sampling_rate, "ndim", None) == 0:  # as `datasets` gives it in numpy and torch formats
+        sampling_rate = sampling_rate.item()
+    if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, (int, float)):
         raise TypeError(f"`{name}` must be a whole number of Hz, got {sampling_rate!r}")
-    if not 0 < sampling_rate <= 10_000_000 or float(sampling_rate) % 1:
+    if not 0 < sampling_rate <= MAX_SAMPLING_RATE or sampling_rate % 1:
         raise ValueError(f"`{name}` must be a whole, positive number of Hz up to 10 MHz, got {sampling_rate!r}")
     return int(sampling_rate)
 
 
-def to_mono(audio: Any, name: str = "audio") -> np.ndarray:
+def to_numpy(values: Any, name: str) -> np.ndarray:
+    """Arrays, tensors of any dtype and nested lists as an array.
+
+    Raises:
+        ValueError: If the parts differ in length.
+    """
+    if hasattr(values, "detach") and hasattr(values, "cpu"):  # a torch tensor; bfloat16 has no numpy counterpart
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be an array; its parts differ in length") from error
+
+
+def mix_down(audio: Any, name: str = "audio", channel_axis: int | None = None) -> np.ndarray:
     """Bring one recording to mono float32.
 
     Args:
         audio: `(samples,)`, `(channels, samples)` or `(samples, channels)`: array, tensor or nested list. Floating
-            point in [-1, 1] with some headroom, or integer PCM, which is scaled to it. Of two axes, channels are
-            the one of at most 2 entries (the first, where both are).
+            point in [-1, 1] with some headroom, or 8-, 16- or 32-bit integer PCM, which is scaled to it.
         name: The argument's name in error messages.
+        channel_axis: Which of two axes the channels are on; the one of at most 2 entries (the first, where both
+            are) if `None`.
 
     Returns:
         `(samples,)`, float32.
@@ -58,13 +76,7 @@ def to_mono(audio: Any, name: str = "audio") -> np.ndarray:
         ValueError: If it is empty, has a wrong shape, or holds samples that are not finite or beyond 16.
         TypeError: If it does not hold real numbers.
     """
-    if hasattr(audio, "detach") and hasattr(audio, "cpu"):  # a torch tensor; bfloat16 has no numpy counterpart
-        audio = audio.detach().cpu()
-        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
-    try:
-        array = np.asarray(audio)
-    except ValueError as error:
-        raise ValueError(f"`{name}` must be an array of samples; its parts differ in length") from error
+    array = to_numpy(audio, name)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"`{name}` must hold real numbers, got dtype {array.dtype} ({type(audio).__name__})")
     if array.ndim not in (1, 2):
@@ -74,17 +86,28 @@ def to_mono(audio: Any, name: str = "audio") -> np.ndarray:
     if array.size == 0:
         raise ValueError(f"`{name}` is empty: shape {array.shape}")
     if array.dtype.kind in "iu" and not isinstance(audio, (list, tuple)):
-        bits = 8 * array.dtype.itemsize
-        offset = 0.0 if array.dtype.kind == "i" else 2.0 ** (bits - 1)
-        array = (array.astype(np.float64) - offset) / 2.0 ** (bits - 1)
+        array = _from_pcm(array, name)
     if array.ndim == 2:
-        if min(array.shape) > MAX_CHANNELS:
+        if channel_axis is None:
+            channel_axis = 0 if array.shape[0] <= MAX_CHANNELS else 1
+        if array.shape[channel_axis] > MAX_CHANNELS:
             raise ValueError(
                 f"`{name}` must have at most {MAX_CHANNELS} channels on one of its two axes, got shape {array.shape}; "
                 "a batch is a list of recordings"
             )
-        array = array.mean(axis=0 if array.shape[0] <= MAX_CHANNELS else 1, dtype=np.float64)
+        array = array.mean(axis=channel_axis, dtype=np.float64)
     return _checked(array, name)
+
+
+def _from_pcm(array: np.ndarray, name: str) -> np.ndarray:
+    bits = 8 * array.dtype.itemsize
+    if bits > 32:
+        raise ValueError(
+            f"`{name}` must be floating point or 8-, 16- or 32-bit PCM, got {array.dtype}: "
+            "cast it to the width that it was recorded with"
+        )
+    offset = 0.0 if array.dtype.kind == "i" else 2.0 ** (bits - 1)
+    return (array.astype(np.float64) - offset) / 2.0 ** (bits - 1)
 
 
 def _checked(samples: np.ndarray, name: str) -> np.ndarray:
@@ -101,28 +124,39 @@ def _checked(samples: np.ndarray, name: str) -> np.ndarray:
     return samples
 
 
-def resample(samples: np.ndarray, from_rate: int, to_rate: int, name: str = "audio") -> np.ndarray:
-    """Resample `(samples,)`, float32, from one rate (Hz) to another.
+class Resampler:
+    """Change the rate of mono audio that comes in pieces; pieces of any size add up to the same samples.
+
+    Args:
+        from_rate: Rate (Hz) of the pieces.
+        to_rate: Wanted rate (Hz).
 
     Raises:
-        ValueError: If too little is left to fill one sample at the new rate.
         ImportError: If soxr is needed and not installed.
     """
-    if from_rate == to_rate:
-        return samples
-    if soxr is None:
-        raise ImportError("resampling needs soxr: pip install soxr")
-    resampled = soxr.resample(samples, from_rate, to_rate)
-    if len(resampled) == 0:
-        raise ValueError(f"`{name}` is empty: {len(samples)} samples at {from_rate} Hz fill none at {to_rate} Hz")
-    return resampled
+
+    def __init__(self, from_rate: int, to_rate: int):
+        self._stream = None
+        if from_rate != to_rate:
+            if soxr is None:
+                raise ImportError("resampling needs soxr: pip install soxr")
+            self._stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """`(samples,)`, float32, in and out; maybe none yet."""
+        return samples if self._stream is None else self._stream.resample_chunk(samples)
+
+    def close(self) -> np.ndarray:
+        """What is left at the end, `(samples,)`, float32."""
+        rest = np.zeros(0, np.float32)
+        return rest if self._stream is None else self._stream.resample_chunk(rest, last=True)
 
 
 def read_blocks(source: Any, sampling_rate: int, block_s: float = BLOCK_S) -> Iterator[np.ndarray]:
     """Read an audio file block by block, mono, resampled.
 
     Args:
-        source: Path, bytes of a file, or an open binary file; any format that libsndfile reads.
+        source: Path or bytes of a file of any format that libsndfile reads.
         sampling_rate: Wanted rate (Hz).
         block_s: Seconds of the file read at a time.
 
@@ -136,49 +170,37 @@ def read_blocks(source: Any, sampling_rate: int, block_s: float = BLOCK_S) -> It
     """
     if soundfile is None:
         raise ImportError("reading audio files needs soundfile: pip install soundfile")
-    label = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "audio bytes"
-    if isinstance(source, (bytes, bytearray, memoryview)):
+    label = "audio bytes"
+    if isinstance(source, (str, os.PathLike)):
+        label = os.fspath(source)
+        if not os.path.isfile(source):
+            raise FileNotFoundError(f"`audio`: no such file: {label}")
+    else:
         source = io.BytesIO(source)
-    elif isinstance(source, (str, os.PathLike)) and not os.path.isfile(source):
-        raise FileNotFoundError(f"`audio`: no such file: {label}")
+    num_samples = 0
     try:
         with soundfile.SoundFile(source) as file:
-            blocks = file.blocks(max(1, int(block_s * file.samplerate)), dtype="float32", always_2d=True)
-            mono = (_checked(block.mean(axis=1, dtype=np.float64), label) for block in blocks)
-            yield from _resampled(mono, file.samplerate, sampling_rate, label)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"`audio`: cannot read {label}: {error.error_string}") from error
-
-
-def _resampled(blocks: Iterator[np.ndarray], from_rate: int, to_rate: int, label: str) -> Iterator[np.ndarray]:
-    """Resample mono blocks as one recording."""
-    stream = None
-    if from_rate != to_rate:
-        if soxr is None:
-            raise ImportError("resampling needs soxr: pip install soxr")
-        stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
-    empty = True
-    for block in blocks:
-        out = block if stream is None else stream.resample_chunk(block)
-        empty = empty and len(out) == 0
-        if len(out):
-            yield out
-    if stream is not None:
-        out = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-        empty = empty and len(out) == 0
-        if len(out):
-            yield out
-    if empty:
-        raise ValueError(f"`audio`: {label} is empty: it holds no samples at {to_rate} Hz")
+            resampler = Resampler(file.samplerate, sampling_rate)
+            for block in file.blocks(max(1, int(block_s * file.samplerate)), dtype="float32", always_2d=True):
+                samples = resampler.push(_checked(block.mean(axis=1, dtype=np.float64), label))
+                num_samples += len(samples)
+                yield samples
+        samples = resampler.close()
+        num_samples += len(samples)
+        yield samples
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless format (.raw)
+        raise ValueError(f"`audio`: cannot read {label}: {error}") from error
+    if num_samples == 0:
+        raise ValueError(f"`audio`: {label} is empty: it holds no samples at {sampling_rate} Hz")
 
 
 def load_audio(audio: Any, sampling_rate: int | None, to_rate: int, name: str = "audio") -> np.ndarray:
     """Bring one recording of any kind to mono float32 at a wanted rate.
 
     Args:
-        audio: Array, tensor or nested list (see `to_mono`); path or bytes of an audio file; a `datasets` example,
+        audio: Array, tensor or nested list (see `mix_down`); path or bytes of an audio file; a `datasets` example,
             decoded (`array`, `sampling_rate`) or not (`path`, `bytes`); a torchcodec `AudioDecoder`.
-        sampling_rate: Rate (Hz) of an array; for the other kinds, which carry theirs, `None` or the same.
+        sampling_rate: Rate (Hz) of an array. A decoded example must agree with it; files say their own.
         to_rate: Wanted rate (Hz).
         name: The argument's name in error messages.
 
@@ -201,8 +223,12 @@ def load_audio(audio: Any, sampling_rate: int | None, to_rate: int, name: str = 
     elif hasattr(audio, "get_all_samples"):
         decoded = audio.get_all_samples()
         audio, sampling_rate = decoded.data, decoded.sample_rate
-    samples = to_mono(audio, name)
-    return resample(samples, check_sampling_rate(sampling_rate), to_rate, name)
+    samples = mix_down(audio, name)
+    resampler = Resampler(check_sampling_rate(sampling_rate), to_rate)
+    resampled = np.concatenate([resampler.push(samples), resampler.close()])
+    if len(resampled) == 0:
+        raise ValueError(f"`{name}` is empty: {len(samples)} samples at {sampling_rate} Hz fill none at {to_rate} Hz")
+    return resampled
 
 
 def file_source(audio: Any, name: str = "audio") -> Any:

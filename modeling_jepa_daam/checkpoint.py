@@ -1,8 +1,6 @@
 """One folder for a whole checkpoint: model, feature extractor and tokenizer, with the code of all of them."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -10,6 +8,7 @@ from transformers import PreTrainedModel
 
 from .configuration_jepa_daam import JepaDaamConfig
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
+from .files import replacing
 from .modeling_jepa_daam import JepaDaamModel
 from .tokenization_jepa_daam import JepaAudioTokenizer
 
@@ -27,24 +26,16 @@ def save_checkpoint(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
     Raises:
         FileExistsError: If the folder holds something.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"`folder` {folder} is not empty")
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"`folder` must be new or empty, got {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        temporary.chmod(0o755)
+    with replacing(folder) as temporary:
         model.save_pretrained(temporary)
         JepaDaamFeatureExtractor.from_config(model.config).save_pretrained(temporary)
         JepaAudioTokenizer.from_config(model.config).save_pretrained(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors writes for its owner alone
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
     return folder
 
 

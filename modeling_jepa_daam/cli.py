@@ -14,12 +14,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
 from .audio import read_blocks
 from .checkpoint import make_untrained_checkpoint
 from .configuration_jepa_daam import JepaDaamConfig
+from .files import replacing
 from .modeling_jepa_daam import JepaDaamModel
 from .token_file import read_token_file, write_token_file
 from .tokenization_jepa_daam import JepaAudioTokenizer
@@ -32,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Speech to tokens and back. Exit codes: 0 all done, 1 some files failed (they are named), 2 wrong usage.",
 )
-console, errors = Console(), Console(stderr=True)
+console, errors = Console(markup=False), Console(stderr=True, markup=False)
 
 
 class AudioFormat(StrEnum):
@@ -60,7 +62,7 @@ FormatOption = Annotated[AudioFormat, typer.Option("--format", help="Format of t
 
 
 def _fail(message: str) -> typer.Exit:
-    errors.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    errors.print(f"error: {message}", style="bold red", highlight=False, soft_wrap=True)
     return typer.Exit(EXIT_USAGE)
 
 
@@ -72,17 +74,19 @@ def _load(model: str, device: str, dtype: Dtype) -> JepaAudioTokenizer:
         config = tokenizer.model.config
     except (OSError, ValueError, RuntimeError) as error:
         raise _fail(f"--model {model}: {error}") from error
-    if getattr(config, "untrained_seed", None) is not None:
+    if config.untrained_seed is not None:
         errors.print(f"note: the weights of {model} are untrained (seed {config.untrained_seed}): no speech comes back")
     return tokenizer
 
 
-def _find(inputs: list[Path], suffixes: frozenset[str]) -> list[tuple[Path, Path]]:
+def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tuple[Path, Path]]:
     """Every file to work on, and its place below the output folder without its suffix."""
     found = []
     for path in inputs:
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in suffixes)
+            if output.resolve() != path.resolve():  # earlier results below the input are no input
+                files = [file for file in files if output.resolve() not in file.resolve().parents]
             found += [(file, file.relative_to(path).with_suffix("")) for file in files]
         elif path.is_file():
             found.append((path, Path(path.stem)))
@@ -91,11 +95,11 @@ def _find(inputs: list[Path], suffixes: frozenset[str]) -> list[tuple[Path, Path
     if not found:
         raise _fail(f"nothing to do: no {', '.join(sorted(suffixes))} in {', '.join(map(str, inputs))}")
     targets: dict[Path, Path] = {}
-    for file, target in found:
+    for file, target in dict.fromkeys(found):
         if target in targets:
             raise _fail(f"{targets[target]} and {file} would both become {target}.*: give them in separate runs")
         targets[target] = file
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _run(
@@ -107,12 +111,12 @@ def _run(
     work: Callable[[Path, Path], float],
 ) -> None:
     """Apply `work(file, target) -> seconds of audio` to every file; name what failed and exit accordingly."""
-    found = _find(inputs, suffixes)
+    found = _find(inputs, suffixes, output)
     failed: list[tuple[Path, str]] = []
     kept, written, audio_s, start = 0, 0, 0.0, time.perf_counter()
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -122,7 +126,9 @@ def _run(
         for file, name in found:
             progress.update(task, description=file.name)
             target = output / name.with_name(name.name + suffix)
-            if target.exists() and not overwrite:
+            if target.exists() and target.samefile(file):
+                failed.append((file, "the result would take the place of the recording: choose another --output"))
+            elif target.exists() and not overwrite:
                 kept += 1
             else:
                 try:
@@ -141,35 +147,25 @@ def _run(
         soft_wrap=True,
     )
     for file, reason in failed:
-        errors.print(f"failed: {file}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"failed: {file}: {reason}", style="red", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-@torch.inference_mode()
-def _tokenize_file(tokenizer: JepaAudioTokenizer, file: Path) -> tuple[list[int], int]:
-    """Ids of an audio file and its samples at the model's rate, reading it block by block."""
-    stream, ids = tokenizer.stream(tokenizer.sampling_rate), []
-    for block in read_blocks(file, tokenizer.sampling_rate):
-        ids += stream.push(block)
-    return ids + stream.close(), stream.num_samples
-
-
 def _write_audio(path: Path, pieces: Iterator[np.ndarray], num_samples: int, sampling_rate: int) -> None:
-    """Write audio piece by piece to a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.part")
+    """Write audio piece by piece; the file appears whole or not at all."""
     left = num_samples
     try:
-        with soundfile.SoundFile(
-            temporary, "w", sampling_rate, channels=1, subtype="PCM_16", format=path.suffix[1:].upper()
-        ) as out:
+        with (
+            replacing(path) as temporary,
+            soundfile.SoundFile(temporary, "w", sampling_rate, channels=1, subtype="PCM_16") as out,
+        ):
             for piece in pieces:
-                out.write(np.rint(piece[:left] * 32767).astype(np.int16))  # libsndfile rounds by format
+                pcm = np.clip(np.rint(piece[:left] * 32768), -32768, 32767)  # libsndfile rounds by format
+                out.write(pcm.astype(np.int16))
                 left -= min(left, len(piece))
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except soundfile.LibsndfileError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def _version(value: bool) -> None:
@@ -194,13 +190,13 @@ def info(
     """Print a model's rates, vocabulary and sizes."""
     try:
         config = JepaDaamConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise _fail(f"{model}: {error}") from error
     with torch.device("meta"):
         codec = JepaDaamModel(config)
     size = {name: sum(p.numel() for p in getattr(codec, name).parameters()) for name in ("encoder", "decoder")}
-    seed = getattr(config, "untrained_seed", None)
-    table = Table(show_header=False, title=str(model))
+    seed = config.untrained_seed
+    table = Table(show_header=False, title=Text(model))
     for name, value in (
         ("sampling rate", f"{config.sampling_rate} Hz"),
         ("frame", f"{config.hop_length} samples, {config.frame_rate:g} frames/s"),
@@ -245,7 +241,7 @@ def encode(
     tokenizer = _load(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
-        ids, num_samples = _tokenize_file(tokenizer, file)
+        ids, num_samples = tokenizer.encode_file(file)
         write_token_file(target, ids, num_samples, tokenizer.model.config)
         return num_samples / tokenizer.sampling_rate
 
@@ -288,7 +284,7 @@ def reconstruct(
     tokenizer = _load(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
-        ids, num_samples = _tokenize_file(tokenizer, file)
+        ids, num_samples = tokenizer.encode_file(file)
         _write_audio(target, tokenizer.iter_decode_audio(ids), num_samples, tokenizer.sampling_rate)
         return num_samples / tokenizer.sampling_rate
 
@@ -300,7 +296,7 @@ def plot(
     audio: Annotated[Path, typer.Argument(help="Audio file.")],
     model: ModelOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds from the start that are drawn.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds from the start that are drawn.")] = 30.0,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
@@ -326,7 +322,7 @@ def plot(
         output.parent.mkdir(parents=True, exist_ok=True)
         plot_recording(output, audio.name, rate, tokenizer.hop_length, samples, reconstruction, tokens, gates)
     except (OSError, ValueError) as error:
-        errors.print(f"failed: {audio}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"failed: {audio}: {error}", style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_SOME_FAILED) from error
     console.print(f"{len(samples) / rate:.1f} s of {audio.name} in {output}", highlight=False, soft_wrap=True)
 
@@ -334,7 +330,7 @@ def plot(
 @app.command()
 def bench(
     model: ModelOption,
-    seconds: Annotated[float, typer.Option(min=0.4, help="Seconds of noise to encode and decode.")] = 12.0,
+    seconds: Annotated[float, typer.Option(min=0.4, max=3600, help="Seconds of noise to encode and decode.")] = 12.0,
     runs: Annotated[int, typer.Option(min=1, help="Runs of which the median is printed.")] = 5,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,

@@ -29,6 +29,8 @@ AUTO_MAP = {
 }
 
 IntSequence = list[int] | tuple[int, ...]
+Number = float | int
+MAX_CHUNK_S = 15.0  # what the encoder sees at once in training
 
 
 class JepaDaamConfigError(StrictDataclassError, ValueError):
@@ -117,11 +119,11 @@ class JepaDaamConfig(PreTrainedConfig):
     num_attention_heads: int = 16
     intermediate_size: int = 512
     conv_kernel_size: int = 31
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
-    layer_norm_eps: float = 1e-5
+    hidden_dropout: Number = 0.1
+    attention_dropout: Number = 0.1
+    layer_norm_eps: Number = 1e-5
     daam_num_gaussians: int = 4
-    daam_alpha: float = 0.05
+    daam_alpha: Number = 0.05
     daam_in_encoder: bool = True
     daam_in_conformer: bool = False
     daam_in_decoder: bool = False
@@ -130,12 +132,12 @@ class JepaDaamConfig(PreTrainedConfig):
     predictor_num_attention_heads: int = 16
     predictor_intermediate_size: int = 1024
     mask_position: Literal["after_encoder", "before_conformer"] = "after_encoder"
-    mask_ratio: float = 0.5
+    mask_ratio: Number = 0.5
     mask_min_span: int = 2
-    mask_max_span: float = 0.25
-    ema_decay: float = 0.996
+    mask_max_span: Number = 0.25
+    ema_decay: Number = 0.996
     fsq_levels: IntSequence = (4, 4, 4, 4)
-    fsq_temperature: float = 1.0
+    fsq_temperature: Number = 1.0
     group_size: int = 7
     decoder_channels: IntSequence = (512, 512, 384, 256, 128, 64)
     decoder_kernel_sizes: list[list[int]] | tuple[tuple[int, ...], ...] = ((3, 7, 11),) * 5
@@ -147,10 +149,12 @@ class JepaDaamConfig(PreTrainedConfig):
         if unknown:
             names = ", ".join(f"`{name}`" for name in sorted(unknown))
             raise JepaDaamConfigError(f"unknown configuration keys: {names}; see JepaDaamConfig for the known ones")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list) and field.name in JepaDaamConfig.__annotations__:
-                setattr(self, field.name, _tuples(value))
+        for name, annotation in JepaDaamConfig.__annotations__.items():
+            value = getattr(self, name)
+            if isinstance(value, list):
+                setattr(self, name, _tuples(value))
+            elif annotation is Number:
+                setattr(self, name, float(value))
         super().__post_init__(**kwargs)
 
     # Derived values
@@ -199,8 +203,7 @@ class JepaDaamConfig(PreTrainedConfig):
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ when the architecture, the quantizer or the packing differs."""
-        shape = {name: getattr(self, name) for name in sorted(JepaDaamConfig.__annotations__)}
-        shape = {name: value for name, value in shape.items() if name in _DIGEST_KEYS}
+        shape = {name: getattr(self, name) for name in _DIGEST_KEYS} | {"fsq_levels": self.levels}
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     # Checks
@@ -228,6 +231,10 @@ class JepaDaamConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}")
         if not math.isfinite(self.daam_alpha):
             raise ValueError(f"`daam_alpha` must be finite, got {self.daam_alpha}")
+        if self.chunk_frames > MAX_CHUNK_S * self.frame_rate:
+            raise ValueError(
+                f"`chunk_frames` must last at most {MAX_CHUNK_S:g} s, got {self.chunk_frames / self.frame_rate:g} s"
+            )
 
     def _check_stages(self):
         # One entry a stage in every list, one more in the channels; odd kernels, which alone keep the length.
@@ -313,7 +320,7 @@ _DIGEST_KEYS = {
     for name in JepaDaamConfig.__annotations__
     if not name.startswith(("predictor_", "mask_"))
     and "dropout" not in name
-    and name not in ("ema_decay", "daam_alpha")
+    and name not in ("ema_decay", "daam_alpha", "untrained_seed", "model_type", "_auto_class")
 }
 
 # Keys that transformers itself writes into or passes along with a configuration.
@@ -324,4 +331,5 @@ _INHERITED_KEYS = {
 }  # fmt: skip
 
 JepaDaamConfig.__init__ = _as_value_error(JepaDaamConfig.__init__)  # type: ignore[method-assign]
+JepaDaamConfig.validate = _as_value_error(JepaDaamConfig.validate)  # type: ignore[attr-defined]
 JepaDaamConfig.__setattr__ = _as_value_error(JepaDaamConfig.__setattr__)  # type: ignore[method-assign]

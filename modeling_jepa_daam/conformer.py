@@ -44,7 +44,7 @@ class ConformerAttention(nn.Module):
         self.v_proj = nn.Linear(dim, dim)
         self.o_proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """`(batch, frames, dim)` -> the same shape, and the attention weights where the implementation has them."""
         heads = (*x.shape[:-1], -1, self.head_dim)
         query = self.q_proj(x).view(heads).transpose(1, 2)  # (B, T, H, D) -> (B, H, T, D)
@@ -59,7 +59,6 @@ class ConformerAttention(nn.Module):
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            **kwargs,
         )
         return self.o_proj(mixed.reshape(x.shape)), weights
 
@@ -118,9 +117,7 @@ class ConformerBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.daam = DensityAdaptiveAttention(dim, config.daam_num_gaussians, config.daam_alpha) if daam else None
 
-    def forward(
-        self, x: Tensor, attention_mask: Tensor | None = None, frame_mask: Tensor | None = None, **kwargs
-    ) -> Tensor:
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None, frame_mask: Tensor | None = None) -> Tensor:
         """Mix frames.
 
         Args:
@@ -132,7 +129,7 @@ class ConformerBlock(nn.Module):
             `(batch, frames, dim)`.
         """
         x = x + 0.5 * self.feed_forward_in(x)
-        x = x + self.attention_out_dropout(self.attention(self.attention_norm(x), attention_mask, **kwargs)[0])
+        x = x + self.attention_out_dropout(self.attention(self.attention_norm(x), attention_mask)[0])
         x = x + self.convolution(x, frame_mask)
         x = x + 0.5 * self.feed_forward_out(x)
         x = self.norm(x)

@@ -10,6 +10,7 @@ from .convolution import ResidualBlock, SnakeBeta, downsampling_conv
 from .daam import DensityAdaptiveAttention
 from .framing import stretch_mask, zero_padding
 
+INPUT_KERNEL_SIZE = 7
 WAVEFORM_INIT_GAIN = 10.0
 
 
@@ -53,7 +54,8 @@ class JepaDaamEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.downsampling_ratios = tuple(config.downsampling_ratios)
-        self.input_conv = nn.Conv1d(1, config.encoder_channels[0], kernel_size=7, padding=3)
+        channels = config.encoder_channels[0]
+        self.input_conv = nn.Conv1d(1, channels, INPUT_KERNEL_SIZE, padding=INPUT_KERNEL_SIZE // 2)
         # Speech has a small amplitude (about 0.1): scaled up once, the energy envelope reaches the low rates.
         self.input_conv.init_gain = WAVEFORM_INIT_GAIN  # type: ignore[assignment]
         self.stages = nn.ModuleList(EncoderStage(config, stage) for stage in range(len(self.downsampling_ratios)))
@@ -88,14 +90,14 @@ class JepaDaamEncoder(nn.Module):
             x = stage(x, in_mask, mask)
         return self.bottleneck(x).transpose(1, 2)  # (B, C, T) -> (B, T, C)
 
-    def mix_frames(self, frames: Tensor, frame_mask: Tensor | None = None, **kwargs) -> Tensor:
+    def mix_frames(self, frames: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """The Conformer half: `(batch, frames, hidden_size)` -> the same shape."""
         attention_mask = create_bidirectional_mask(self.config, frames, frame_mask)
         for block in self.conformer:
-            frames = block(frames, attention_mask, frame_mask, **kwargs)
+            frames = block(frames, attention_mask, frame_mask)
         return frames
 
-    def forward(self, input_values: Tensor, frame_mask: Tensor | None = None, **kwargs) -> Tensor:
+    def forward(self, input_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Encode.
 
         Args:
@@ -105,4 +107,4 @@ class JepaDaamEncoder(nn.Module):
         Returns:
             Latents, `(batch, frames, hidden_size)`. At padded frames they mean nothing.
         """
-        return self.mix_frames(self.extract_frames(input_values, frame_mask), frame_mask, **kwargs)
+        return self.mix_frames(self.extract_frames(input_values, frame_mask), frame_mask)

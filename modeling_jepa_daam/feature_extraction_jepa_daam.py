@@ -2,12 +2,14 @@
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from .audio import check_sampling_rate, load_audio
+from .framing import check_integer
 
 
 class JepaDaamFeatureExtractor(SequenceFeatureExtractor):
@@ -31,12 +33,15 @@ class JepaDaamFeatureExtractor(SequenceFeatureExtractor):
         hop_length: int = 9600,
         **kwargs,
     ):
+        if not math.isfinite(padding_value):
+            raise ValueError(f"`padding_value` must be finite, got {padding_value}")
         if feature_size != 1:
             raise ValueError(f"`feature_size` must be 1 (mono), got {feature_size}")
         if kwargs.get("padding_side", "right") != "right":
             raise ValueError(f"`padding_side` must be 'right', got {kwargs['padding_side']!r}")
+        sampling_rate = check_integer(sampling_rate, "sampling_rate")
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        self.hop_length = hop_length
+        self.hop_length = check_integer(hop_length, "hop_length")
 
     def __call__(
         self,
@@ -71,8 +76,8 @@ class JepaDaamFeatureExtractor(SequenceFeatureExtractor):
         """
         if truncation and max_length is None:
             raise ValueError("`max_length` must be given with `truncation=True`")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"`max_length` must be at least 1 sample, got {max_length}")
+        if max_length is not None:
+            check_integer(max_length, "max_length")
         if sampling_rate is not None:
             sampling_rate = check_sampling_rate(sampling_rate)
         recordings = [
@@ -96,18 +101,19 @@ class JepaDaamFeatureExtractor(SequenceFeatureExtractor):
         return features if return_tensors is None else features.convert_to_tensors(return_tensors)
 
     @staticmethod
-    def as_batch(raw_audio: Any) -> list:
-        """One recording as a batch of one; a list of recordings as it is.
+    def as_batch(audio: Any, name: str = "raw_audio") -> list:
+        """One recording as a batch of one; a list (a `datasets` column, an array of objects) of recordings as a list.
 
         Raises:
             ValueError: If the batch is empty.
         """
-        if isinstance(raw_audio, (list, tuple)):
-            if not raw_audio:
-                raise ValueError("`raw_audio` is empty: no recording")
-            if not isinstance(raw_audio[0], numbers.Number) and getattr(raw_audio[0], "ndim", 1) > 0:
-                return list(raw_audio)
-        return [raw_audio]
+        objects = isinstance(audio, np.ndarray) and audio.dtype.kind == "O" and audio.ndim == 1
+        if objects or (isinstance(audio, Sequence) and not isinstance(audio, (str, bytes, bytearray))):
+            if len(audio) == 0:
+                raise ValueError(f"`{name}` is empty: no recording")
+            if not isinstance(audio[0], numbers.Number) and getattr(audio[0], "ndim", 1) > 0:
+                return list(audio)
+        return [audio]
 
     @classmethod
     def from_config(cls, config) -> "JepaDaamFeatureExtractor":

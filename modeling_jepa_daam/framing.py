@@ -4,8 +4,27 @@ One frame is `hop_length` samples; a recording of `n` samples has `ceil(n / hop_
 may be partly silence. Valid samples and frames come first, padding after them.
 """
 
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+def check_integer(value: Any, name: str, low: int = 1) -> int:
+    """Return a whole number as an int.
+
+    Raises:
+        TypeError: If it is not a whole number.
+        ValueError: If it is below `low`.
+    """
+    try:
+        integer = operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be an integer, got {value!r}") from error
+    if integer < low:
+        raise ValueError(f"`{name}` must be at least {low}, got {integer}")
+    return integer
 
 
 def num_frames(num_samples: int, hop_length: int) -> int:

@@ -12,7 +12,7 @@ def block_mask(
     max_span_ratio: float = 0.25,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Hide spans of frames until at least `floor(mask_ratio * T)` span frames were drawn in each recording.
+    """Hide spans of frames in each recording, about a share `mask_ratio` of them.
 
     Args:
         lengths: Valid frames T of each recording.
@@ -25,7 +25,8 @@ def block_mask(
     Returns:
         `(batch, max_length)`, bool, true where a frame is visible (context), false where it is hidden or padding.
 
-    Source: paper, section 2.1. As there, overlapping spans count twice, so that fewer than rho * T frames may hide.
+    Source: paper, section 2.1: spans are drawn until their lengths add up to `floor(rho * T)`. As there, overlapping
+    spans count twice, so that fewer frames may hide.
     Deviation: a span leaves at least one frame of its recording outside, and a recording of one frame hides none;
     both would otherwise leave nothing to predict from.
     """

@@ -25,7 +25,7 @@ from .daam import DensityAdaptiveAttention
 from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
-from .packing import pack_frames, unpack_frames
+from .packing import check_tokens, pack_frames, unpack_frames
 from .quantizer import FiniteScalarQuantizer
 
 # Chunks that an accelerator encodes at once. On CPU each runs alone: see `JepaDaamModel.encode_waveforms`.
@@ -109,6 +109,10 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
     # One checkpoint serves all classes, each of which takes its parts.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^predictor\.", r"^target_encoder\.", r"^mask_token$"]
 
+    def __init__(self, config: JepaDaamConfig, *args, **kwargs):
+        config.validate()  # fields may have been set since it was made
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Fan-in normal weights and zero biases: PyTorch's default shrinks the signal at each of some hundred
@@ -143,6 +147,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
             raise TypeError(f"`input_values` must be floating point, got {input_values.dtype}")
         batch, _, samples = input_values.shape
         if padding_mask is None:
+            self._check_amplitude(input_values)
             return torch.full((batch,), samples, device=input_values.device)
         if not isinstance(padding_mask, Tensor) or padding_mask.shape != (batch, samples):
             raise ValueError(
@@ -152,15 +157,27 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         lengths = mask_to_lengths(padding_mask)
         if not lengths.all():
             raise ValueError("`padding_mask` must mark at least one valid sample in every row")
+        self._check_amplitude(input_values[:, 0][padding_mask.bool()])
         return lengths
+
+    def _check_amplitude(self, samples: Tensor) -> None:
+        if not (samples.abs() <= MAX_AMPLITUDE).all():  # false for NaN too
+            raise ValueError(
+                f"`input_values` must be finite and within full scale [-1, 1] (at most {MAX_AMPLITUDE:g}), "
+                f"got samples between {samples.min().item()} and {samples.max().item()}"
+            )
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return bool(self.config.return_dict if return_dict is None else return_dict)
 
     def _whole_frames(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Pad a checked batch to whole frames: `(batch, 1, frames * hop)` and `(batch, frames)`, bool."""
-        lengths = self._waveform_lengths(input_values, padding_mask)
+        lengths = self._waveform_lengths(input_values, padding_mask).to(self.device)
+        input_values = input_values.to(self.device, self.dtype)
         hop = self.config.hop_length
         frames = num_frames(input_values.shape[-1], hop)
         if padding_mask is not None:
-            input_values = input_values.masked_fill(~padding_mask.bool()[:, None], 0.0)
+            input_values = input_values.masked_fill(~padding_mask.bool().to(self.device)[:, None], 0.0)
         input_values = F.pad(input_values, (0, frames * hop - input_values.shape[-1]))
         return input_values, lengths_to_mask((lengths + hop - 1) // hop, frames)
 
@@ -192,11 +209,15 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
             **kwargs: `output_hidden_states`, `output_attentions`, `output_daam_gates`, `return_dict`: bool.
 
         Raises:
-            ValueError: If a shape is wrong, or the mask is not padded on the right.
-            TypeError: If `input_values` are not floating point.
+            ValueError: If a shape is wrong, the mask is not padded on the right, or samples are not finite or
+                beyond full scale.
+            TypeError: If `input_values` are not floating point, or an argument is unknown.
         """
+        unexpected = set(kwargs) - {"output_hidden_states", "output_attentions", "output_daam_gates"}
+        if unexpected:
+            raise TypeError(f"unexpected arguments: {', '.join(f'`{name}`' for name in sorted(unexpected))}")
         input_values, frame_mask = self._whole_frames(input_values, padding_mask)
-        latents = self.encoder(input_values.to(self.dtype), frame_mask if padding_mask is not None else None, **kwargs)
+        latents = self.encoder(input_values, None if padding_mask is None else frame_mask)
         return JepaDaamEncoderModelOutput(last_hidden_state=latents, frame_mask=frame_mask)
 
 
@@ -204,8 +225,8 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
     """The codec: waveforms to packed tokens and back.
 
     Long audio is cut into chunks of `config.chunk_frames` frames, each encoded on its own: memory stays bounded, and
-    the tokens of a recording depend on nothing but its samples. Decoding reads neighbouring frames across chunks, so
-    that the waveform has no seams.
+    in evaluation mode the tokens of a recording depend on nothing but its samples. Decoding reads neighbouring
+    frames across chunks, so that the waveform has no seams.
     """
 
     _auto_class = "AutoModel"
@@ -250,6 +271,10 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
                 latents[owners[start + offset]].append(row[: len(batch[offset]) // hop])
         return [torch.cat(rows) for rows in latents]
 
+    def waveforms_to_ids(self, waveforms: list[Tensor]) -> list[list[int]]:
+        """Packed tokens of recordings of any lengths, each frame by frame: `frames * tokens_per_frame` ids."""
+        return [self.latents_to_codes(row).T.flatten().tolist() for row in self.encode_waveforms(waveforms)]
+
     def latents_to_codes(self, latents: Tensor) -> Tensor:
         """Quantize and pack: `(frames, hidden_size)` -> `(tokens_per_frame, frames)`, int64."""
         indices = self.quantizer(latents[None])[1][0]
@@ -276,7 +301,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
                 beyond full scale.
             TypeError: If `input_values` are not floating point.
         """
-        lengths = self._finite_lengths(input_values, padding_mask)
+        lengths = self._waveform_lengths(input_values, padding_mask).tolist()
         rows = self.encode_waveforms([row[0, :length] for row, length in zip(input_values, lengths, strict=True)])
         output = JepaDaamEncoderOutput(
             audio_codes=pad_sequence([self.latents_to_codes(row).T for row in rows], batch_first=True).transpose(1, 2),
@@ -329,6 +354,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         audio_codes = audio_codes.to(self.device)
         if frame_mask is not None:
             audio_codes = audio_codes.masked_fill(~frame_mask[:, None], 0)
+        check_tokens(audio_codes.transpose(1, 2), self.config.levels, self.config.group_size, "audio_codes")
         return self._iter_synthesize(self.codes_to_latents(audio_codes), frame_mask)
 
     def forward(
@@ -346,7 +372,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
                 beyond full scale.
             TypeError: If `input_values` are not floating point.
         """
-        lengths = self._finite_lengths(input_values, padding_mask)
+        lengths = self._waveform_lengths(input_values, padding_mask).tolist()
         rows = self.encode_waveforms([row[0, :length] for row, length in zip(input_values, lengths, strict=True)])
         latents = pad_sequence(rows, batch_first=True)
         frame_mask = self._rows_mask(rows)
@@ -359,7 +385,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         # As long as the input: less the last frame's end, or more where whole frames are padding in every row.
         waveform = F.pad(waveform, (0, input_values.shape[-1] - waveform.shape[-1]))
         if padding_mask is not None:
-            waveform = waveform.masked_fill(~padding_mask.bool()[:, None], 0.0)
+            waveform = waveform.masked_fill(~padding_mask.bool().to(self.device)[:, None], 0.0)
         output = JepaDaamOutput(
             audio_values=waveform,
             audio_codes=tokens.masked_fill(~frame_mask[..., None], 0).transpose(1, 2),
@@ -382,22 +408,9 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
                 piece = piece.masked_fill(~valid[:, None], 0.0)
             yield piece
 
-    def _finite_lengths(self, input_values: Tensor, padding_mask: Tensor | None) -> list[int]:
-        lengths = self._waveform_lengths(input_values, padding_mask)
-        valid = input_values if padding_mask is None else input_values[:, 0][padding_mask.bool()]
-        if not (valid.abs() <= MAX_AMPLITUDE).all():  # false for NaN too
-            raise ValueError(
-                f"`input_values` must be finite and within full scale [-1, 1] (at most {MAX_AMPLITUDE:g}), "
-                f"got samples between {valid.min().item()} and {valid.max().item()}"
-            )
-        return lengths.tolist()
-
     def _rows_mask(self, rows: list[Tensor]) -> Tensor:
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return lengths_to_mask(lengths, int(lengths.max()))
-
-    def _wants_dict(self, return_dict: bool | None) -> bool:
-        return bool(self.config.return_dict if return_dict is None else return_dict)
 
 
 __all__ = ["JepaDaamEncoderModel", "JepaDaamModel", "JepaDaamPreTrainedModel"]

@@ -59,6 +59,32 @@ def pack_indices(indices: Tensor, levels: Sequence[int]) -> Tensor:
     return token
 
 
+def check_tokens(tokens: Tensor, levels: Sequence[int], group_size: int, name: str = "tokens") -> None:
+    """Refuse frames of tokens that no indices pack to.
+
+    Args:
+        tokens: `(frames, tokens_per_frame)`, or with more axes before these.
+        levels: Number of values of each dimension.
+        group_size: Dimensions a token.
+        name: The argument's name in error messages.
+
+    Raises:
+        ValueError: If a frame has another number of tokens, or a token is out of its group's range.
+        TypeError: If `tokens` are not integers.
+    """
+    _check_integers(tokens, name)
+    sizes = group_vocabulary_sizes(levels, group_size)
+    if tokens.ndim == 0 or tokens.shape[-1] != len(sizes):
+        raise ValueError(f"`{name}` must have {len(sizes)} tokens a frame, got shape {tuple(tokens.shape)}")
+    wrong = ((tokens < 0) | (tokens >= torch.tensor(sizes, device=tokens.device))).reshape(-1, len(sizes))
+    if wrong.any():
+        frame, place = wrong.nonzero()[0].tolist()
+        got = f"{tokens.reshape(-1, len(sizes))[frame, place].item()} in frame {frame}"
+        raise ValueError(
+            f"`{name}` must lie in [0, {sizes[place]}) at place {place} of a frame, got {got} in frame {frame}"
+        )
+
+
 def unpack_token(tokens: Tensor, levels: Sequence[int]) -> Tensor:
     """Take a token apart into its group of indices.
 
@@ -75,11 +101,7 @@ def unpack_token(tokens: Tensor, levels: Sequence[int]) -> Tensor:
 
     Source: paper, section 3.2.4. Inverse: `pack_indices`.
     """
-    _check_integers(tokens, "tokens")
-    size = math.prod(levels)
-    if ((tokens < 0) | (tokens >= size)).any():
-        wrong = tokens[(tokens < 0) | (tokens >= size)].flatten()[0].item()
-        raise ValueError(f"`tokens` of a group with levels {tuple(levels)} must lie in [0, {size}), got {wrong}")
+    check_tokens(tokens[..., None], levels, len(levels))
     remainder, indices = tokens.long(), []
     for radix in reversed(levels):
         indices.append(remainder % radix)
@@ -126,9 +148,8 @@ def unpack_frames(tokens: Tensor, levels: Sequence[int], group_size: int) -> Ten
         ValueError: If a frame has another number of tokens, or a token is out of its group's range.
         TypeError: If `tokens` are not integers.
     """
+    check_tokens(tokens, levels, group_size)
     groups = group_levels(levels, group_size)
-    if tokens.ndim == 0 or tokens.shape[-1] != len(groups):
-        raise ValueError(f"`tokens` must have a last axis of {len(groups)}, got shape {tuple(tokens.shape)}")
     return torch.cat(
         [unpack_token(token, group) for token, group in zip(tokens.unbind(dim=-1), groups, strict=True)], dim=-1
     )

@@ -1,6 +1,5 @@
 """One picture of a recording, its tokens, its gates and its reconstruction."""
 
-import io
 import itertools
 import os
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from .files import replacing
 from .modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamModel
-from .token_file import write_atomically
 
 GATE_COLUMNS = 500
 
@@ -63,7 +62,7 @@ def plot_recording(
     covered_s = tokens.shape[1] * hop_length / sampling_rate  # the last frame may reach past the end
     figure = Figure(figsize=(12, 13), layout="constrained")
     axes = figure.subplots(5, 1, sharex=True, height_ratios=(1, 2, 2, 2, 1.5))
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
 
     axes[0].plot(np.arange(len(original)) / sampling_rate, original, linewidth=0.4, color="black")
     axes[0].set_ylabel("amplitude")
@@ -99,7 +98,8 @@ def plot_recording(
     axes[4].set_xlabel("time (s)")
     axes[4].set_title("DAAM gates G(x), local means", loc="left")
     axes[4].set_xlim(0, duration_s)
-    write_atomically(path, _png(figure))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
 
 
 def _resized(gate: np.ndarray, columns: int) -> np.ndarray:
@@ -124,9 +124,3 @@ def _draw_spectrogram(axis, samples: np.ndarray, sampling_rate: int) -> None:
         cmap="magma",
     )
     axis.set_ylabel("frequency (kHz)")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()

@@ -54,12 +54,12 @@ class JepaDaamPredictor(nn.Module):
         last = width if self.expand else config.hidden_size
         self.project = nn.Conv1d(last, config.hidden_size, kernel_size=1)
 
-    def forward(self, context: Tensor, frame_mask: Tensor | None = None, **kwargs) -> Tensor:
+    def forward(self, context: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """`(batch, frames, hidden_size)` -> the same shape; `frame_mask` is `(batch, frames)`, bool, or `None`."""
         attention_mask = create_bidirectional_mask(self.config, context, frame_mask)
         for expand, block in zip(self.expand, self.conformer, strict=True):
             context = F.gelu(expand(context.transpose(1, 2))).transpose(1, 2)  # (B, T, C) -> (B, C, T) -> (B, T, C)
-            context = block(context, attention_mask, frame_mask, **kwargs)
+            context = block(context, attention_mask, frame_mask)
         return self.project(context.transpose(1, 2)).transpose(1, 2)
 
 
@@ -126,8 +126,13 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
 
         Args:
             decay: tau; `config.ema_decay` if `None`.
+
+        Raises:
+            ValueError: If the decay lies outside [0, 1].
         """
         decay = self.config.ema_decay if decay is None else decay
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"`decay` must lie in [0, 1], got {decay}")
         for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
             target.lerp_(online.to(target.dtype), 1.0 - decay)
         for target_buffer, buffer in zip(self.target_encoder.buffers(), self.encoder.buffers(), strict=True):
@@ -151,11 +156,11 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             return_dict: `False` for a plain tuple.
 
         Raises:
-            ValueError: If a shape is wrong, or a mask is not padded on the right.
+            ValueError: If a shape is wrong, the mask is not padded on the right, or samples are not finite or
+                beyond full scale.
             TypeError: If `input_values` are not floating point.
         """
         input_values, frame_mask = self._whole_frames(input_values, padding_mask)
-        input_values = input_values.to(self.dtype)
         if context_mask is None:
             context_mask = block_mask(
                 frame_mask.sum(dim=-1).tolist(),
@@ -164,13 +169,13 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
                 self.config.mask_min_span,
                 self.config.mask_max_span,
                 generator,
-            ).to(self.device)
+            )
         elif not isinstance(context_mask, Tensor) or context_mask.shape != frame_mask.shape:
             raise ValueError(
                 f"`context_mask` must be a tensor of shape (batch, frames) = {tuple(frame_mask.shape)}, "
                 f"got {getattr(context_mask, 'shape', type(context_mask).__name__)}"
             )
-        context_mask = context_mask.bool()
+        context_mask = context_mask.bool().to(self.device)
         valid = None if padding_mask is None else frame_mask
         hide_first = self.config.mask_position == "before_conformer"
 
@@ -190,8 +195,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             context_mask=context_mask,
             frame_mask=frame_mask,
         )
-        wants_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if wants_dict else output.to_tuple()
+        return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def _hide(self, frames: Tensor, context_mask: Tensor) -> Tensor:
         return torch.where(context_mask[..., None], frames, self.mask_token.to(frames.dtype))

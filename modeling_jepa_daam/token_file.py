@@ -8,7 +8,6 @@ the paper's 128 dimensions of 4 levels. The header always takes 512 bytes, so a 
 import json
 import math
 import os
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+import torch
 from safetensors import SafetensorError
 
+from .audio import to_numpy
 from .configuration_jepa_daam import JepaDaamConfig
-from .framing import num_frames
-from .packing import group_vocabulary_sizes
+from .files import replacing
+from .framing import check_integer, num_frames
+from .packing import check_tokens, group_vocabulary_sizes
 
 FORMAT = "jepa-daam tokens"
 FORMAT_VERSION = "1"
@@ -67,16 +69,16 @@ def write_token_file(
     Raises:
         ValueError: If the tokens are no whole number of frames or out of range, or `num_samples` does not fit.
     """
+    num_samples = check_integer(num_samples, "num_samples")
     sizes = group_vocabulary_sizes(config.levels, config.group_size)
-    ids = np.asarray(input_ids)
+    ids = to_numpy(input_ids, "input_ids")
     if ids.ndim != 1 or ids.size == 0 or ids.size % len(sizes) or ids.dtype.kind not in "iu":
         raise ValueError(
             f"`input_ids` must be integers, a whole number of frames of {len(sizes)} tokens, "
             f"got shape {ids.shape} of {ids.dtype}"
         )
     frames = ids.reshape(-1, len(sizes))
-    if (frames < 0).any() or (frames >= np.array(sizes, dtype=object)).any():
-        raise ValueError(f"`input_ids` must be audio tokens in their groups' ranges, {sizes[0]} to {sizes[-1]} values")
+    check_tokens(torch.from_numpy(frames.astype(np.int64)), config.levels, config.group_size, "input_ids")
     if num_frames(num_samples, config.hop_length) != len(frames):
         raise ValueError(f"`num_samples` must lie in the last of {len(frames)} frames, got {num_samples}")
     width = bytes_per_frame(config)
@@ -89,9 +91,11 @@ def write_token_file(
         "num_samples": str(num_samples),
         "crc32": f"{zlib.crc32(payload):08x}",
     }
+    metadata["metadata_crc32"] = _metadata_crc32(metadata)
     tensor = np.frombuffer(payload, np.uint8).reshape(len(frames), width)
     data = _with_header_size(safetensors.numpy.save({"frames": tensor}, metadata), HEADER_BYTES)
-    write_atomically(path, data)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_token_file(path: str | os.PathLike, config: JepaDaamConfig) -> TokenFile:
@@ -135,26 +139,6 @@ def read_token_file(path: str | os.PathLike, config: JepaDaamConfig) -> TokenFil
     return TokenFile(ids, num_samples, sampling_rate, metadata["config_digest"])
 
 
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write to a temporary name beside `path`, then rename."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _frame_integer(tokens: Sequence[int], sizes: Sequence[int]) -> int:
     value = 0
     for token, size in zip(tokens, sizes, strict=True):
@@ -179,6 +163,11 @@ def _with_header_size(data: bytes, size: int) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
+def _metadata_crc32(metadata: dict[str, str]) -> str:
+    values = {key: value for key, value in metadata.items() if key != "metadata_crc32"}
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+
+
 def _metadata(path: Path, data: bytes) -> dict[str, str]:
     """The checked metadata of a token file's bytes."""
     length = int.from_bytes(data[:8], "little")
@@ -189,7 +178,7 @@ def _metadata(path: Path, data: bytes) -> dict[str, str]:
     try:
         header = json.loads(data[8 : 8 + length])
         metadata = header.get("__metadata__", {})
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise TokenFileError(f"{path}: corrupted: the header is not JSON") from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise TokenFileError(f"{path}: not a token file (no '{FORMAT}' in its header)")
@@ -197,9 +186,10 @@ def _metadata(path: Path, data: bytes) -> dict[str, str]:
         raise TokenFileError(
             f"{path}: of format version {metadata.get('format_version')}, this package reads {FORMAT_VERSION}"
         )
+    if metadata.get("metadata_crc32") != _metadata_crc32(metadata):
+        raise TokenFileError(f"{path}: corrupted: the CRC-32 of its metadata does not fit")
     for key in ("config_digest", "sampling_rate", "num_samples", "crc32"):
-        value = metadata.get(key)
-        number = key in ("sampling_rate", "num_samples")
-        if not isinstance(value, str) or (number and not (value.isascii() and value.isdecimal() and len(value) < 19)):
+        value = metadata.get(key, "")
+        if not value or (key in ("sampling_rate", "num_samples") and not value.isdecimal()):
             raise TokenFileError(f"{path}: corrupted: '{key}' is {value!r} in its header")
     return metadata

@@ -11,34 +11,18 @@ import torch
 from torch import Tensor
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 
-from .audio import BLOCK_S, check_sampling_rate, file_source, load_audio, read_blocks, to_mono
+from .audio import check_sampling_rate, file_source, load_audio, read_blocks, to_numpy
+from .configuration_jepa_daam import JepaDaamConfig
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
-from .framing import num_frames
+from .framing import check_integer, num_frames
+from .model_cache import cached_model
 from .modeling_jepa_daam import JepaDaamModel
-from .packing import group_levels, group_vocabulary_sizes, pack_frames, unpack_frames
-
-try:
-    import soxr
-except ImportError:
-    soxr = None
+from .packing import check_tokens, group_levels, group_vocabulary_sizes, pack_frames, unpack_frames
+from .streaming import AudioTokenStream
 
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
 AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
-
-# Models that this process has loaded, by reference, device and dtype: tokenizers stay small to hash and to pickle.
-_MODELS: dict[tuple, JepaDaamModel] = {}
-_process_id = os.getpid()
-
-
-def _use_one_thread_if_forked() -> None:
-    """One thread in a forked worker (`datasets.map(num_proc=...)`), as torch's DataLoader has it.
-
-    A fork inherits OpenMP's books but not its threads: the first parallel loop would wait for them for ever.
-    """
-    global _process_id
-    if os.getpid() != _process_id:
-        torch.set_num_threads(1)
-        _process_id = os.getpid()
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class JepaAudioTokenizer(PreTrainedTokenizer):
@@ -84,21 +68,34 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     ):
         self.codec = None if codec is None else str(codec)
         self.codec_revision = codec_revision
-        self.sampling_rate = sampling_rate
-        self.hop_length = hop_length
-        self.fsq_levels = list(fsq_levels)
-        self.num_dimensions = num_dimensions
-        self.group_size = group_size
+        self.sampling_rate = check_integer(sampling_rate, "sampling_rate")
+        self.hop_length = check_integer(hop_length, "hop_length")
+        self.num_dimensions = check_integer(num_dimensions, "num_dimensions")
+        self.group_size = check_integer(group_size, "group_size")
+        self.fsq_levels = [check_integer(level, "fsq_levels", low=2) for level in fsq_levels]
+        if not self.fsq_levels:
+            raise ValueError("`fsq_levels` must not be empty")
         repeats = -(-num_dimensions // len(self.fsq_levels))
         self.levels = (tuple(self.fsq_levels) * repeats)[:num_dimensions]
         self._vocab_size = max(group_vocabulary_sizes(self.levels, group_size))
-        self._device, self._dtype = "cpu", "float32"
-        kwargs.setdefault("extra_special_tokens", [AUDIO_START, AUDIO_END])
-        specials = (pad_token, bos_token, eos_token, *kwargs["extra_special_tokens"])
+        self._device, self._dtype, self._publishing = "cpu", "float32", False
+        extra = kwargs.pop("extra_special_tokens", None) or []
+        if not isinstance(extra, (list, tuple)):
+            raise TypeError(f"`extra_special_tokens` must be a list, got {type(extra).__name__}")
+        # In this order from `vocab_size` on, each once; a loaded tokenizer brings its own, which must begin there too.
+        specials = [token for token in (pad_token, bos_token, eos_token) if token is not None]
+        kwargs["extra_special_tokens"] = list(dict.fromkeys([*map(str, extra), AUDIO_START, AUDIO_END]))
         self._added_tokens_decoder = {
-            self._vocab_size + place: AddedToken(str(token), special=True, normalized=False)
-            for place, token in enumerate(specials)
+            self._vocab_size + place: AddedToken(token, special=True, normalized=False)
+            for place, token in enumerate(dict.fromkeys([*map(str, specials), *kwargs["extra_special_tokens"]]))
         }
+        if saved := kwargs.get("added_tokens_decoder"):
+            if min(saved) != self._vocab_size:
+                raise ValueError(
+                    f"`fsq_levels` and `group_size` make {self._vocab_size} audio tokens, but the saved special tokens "
+                    f"begin at {min(saved)}"
+                )
+            self._added_tokens_decoder = {}
         kwargs.setdefault("special_tokens_pattern", "bos_eos")
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         super().__init__(
@@ -147,8 +144,10 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         added = 0
         for token in new_tokens or ():
             content = str(token)
-            if not content or content in self._added_tokens_encoder or TOKEN_PATTERN.fullmatch(content):
+            if not content or content in self._added_tokens_encoder:
                 continue
+            if TOKEN_PATTERN.fullmatch(content):
+                raise ValueError(f"`new_tokens`: {content} has the form of an audio token")
             index = self.vocab_size + len(self._added_tokens_decoder)
             if isinstance(token, str):
                 special = special_tokens or content in self.all_special_tokens
@@ -230,16 +229,15 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
 
     @property
     def codec_reference(self) -> str:
-        """Path or Hub id of the model.
+        """Path or Hub id of the model: the tokenizer's own folder if a model lies there, else `codec`.
 
         Raises:
             ValueError: If the tokenizer was made without one.
         """
-        reference = self.codec or self.name_or_path
+        own = self.name_or_path
+        reference = own if own and (self.codec is None or _holds_codec(own)) else self.codec
         if not reference:
-            raise ValueError(
-                "`codec` is missing: make the tokenizer with `from_pretrained`, or name the model's folder"
-            )
+            raise ValueError("`codec` is missing: load the tokenizer from a folder, or name the model's")
         return reference
 
     @property
@@ -250,16 +248,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             ValueError: If the model's rates or levels are not the tokenizer's.
             OSError: If there is no model at `codec_reference`.
         """
-        _use_one_thread_if_forked()
-        key = (self.codec_reference, self.codec_revision, self._device, self._dtype)
-        if key not in _MODELS:
-            _MODELS[key] = self._load_model()
-        return _MODELS[key]
-
-    def _load_model(self) -> JepaDaamModel:
-        dtype = getattr(torch, self._dtype)
-        revision = self.codec_revision or "main"
-        model = JepaDaamModel.from_pretrained(self.codec_reference, revision=revision, dtype=dtype)
+        model = cached_model(self.codec_reference, self.codec_revision, self._device, self._dtype)
         config = model.config
         ours = (self.sampling_rate, self.hop_length, self.levels, self.group_size)
         theirs = (config.sampling_rate, config.hop_length, config.levels, config.group_size)
@@ -268,7 +257,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
                 f"`codec`: the model at {self.codec_reference} is of another configuration than the tokenizer: "
                 f"(sampling_rate, hop_length, levels, group_size) are {_short(theirs)}, not {_short(ours)}"
             )
-        return model.eval().to(device=self._device)
+        return model
 
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None):
         """Choose where and in what precision the model runs; returns the tokenizer.
@@ -278,37 +267,66 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             dtype: `"float32"`, `"bfloat16"` or `"float16"`. Below float32 some digits change.
 
         Raises:
-            ValueError: If the dtype is another.
+            ValueError: If the device cannot be used here, or the dtype is another.
+            TypeError: If the device is no device.
         """
         if device is not None:
+            if not isinstance(device, (str, torch.device)):
+                raise TypeError(f"`device` must be a string or torch.device, got {device!r}")
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:
+                raise ValueError(f"`device` {device} cannot be used here: {error}") from error
             self._device = str(device)
         if dtype is not None:
             name = str(dtype).removeprefix("torch.")
-            if name not in ("float32", "bfloat16", "float16"):
+            if name not in DTYPES:
                 raise ValueError(f"`dtype` must be float32, bfloat16 or float16, got {dtype}")
             self._dtype = name
         return self
 
+    # Folders
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, revision: str = "main", **kwargs):
-        """Load the tokenizer of a folder or Hub id; its model comes from the same revision."""
-        tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, revision=revision, **kwargs)
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, revision: str = "main", subfolder: str | None = None, **kwargs
+    ):
+        """Load the tokenizer of a folder or Hub id; its model comes from the same place and revision."""
+        path = pretrained_model_name_or_path
+        if os.path.isdir(path):  # wherever the process goes, the model is found again
+            path = os.path.abspath(os.path.join(path, subfolder or ""))
+        elif subfolder:
+            raise ValueError(f"`subfolder` needs a local folder, got {path}")
+        tokenizer = super().from_pretrained(path, *args, revision=revision, **kwargs)
         if tokenizer.codec is None and revision != "main":
             tokenizer.codec_revision = revision
         return tokenizer
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """Save the tokenizer; a folder without a jepa-daam model gets a reference to where the model lies."""
-        reference = self.codec
+    def save_pretrained(self, save_directory, legacy_format=None, filename_prefix=None, push_to_hub=False, **kwargs):
+        """Save the tokenizer; a folder without a jepa-daam model gets a reference to where the model lies.
+
+        What is pushed to the Hub refers to a model on the Hub, or to the one in its own repository; never to a folder
+        of this machine.
+        """
+        codec = self.codec
         if _holds_codec(save_directory):
             self.codec = None
-        elif self.codec is None and self.name_or_path:
-            local = os.path.isdir(self.name_or_path)
-            self.codec = os.path.abspath(self.name_or_path) if local else self.name_or_path
+        elif self.codec is None:
+            self.codec = self.name_or_path or None
+        if (push_to_hub or self._publishing) and self.codec is not None and os.path.isdir(self.codec):
+            self.codec = None
         try:
-            return super().save_pretrained(save_directory, *args, **kwargs)
+            return super().save_pretrained(save_directory, legacy_format, filename_prefix, push_to_hub, **kwargs)
         finally:
-            self.codec = reference
+            self.codec = codec
+
+    def push_to_hub(self, *args, **kwargs):
+        """Push the tokenizer to the Hub; see `save_pretrained`."""
+        self._publishing = True
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self._publishing = False
 
     # Audio to ids
 
@@ -375,18 +393,22 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             raise ValueError("`audio` is missing")
         if sampling_rate is not None:
             sampling_rate = check_sampling_rate(sampling_rate)
-        batch = JepaDaamFeatureExtractor.as_batch(audio)
+        if pad_to_multiple_of is not None:
+            check_integer(pad_to_multiple_of, "pad_to_multiple_of")
+        if max_length is not None:
+            check_integer(max_length, "max_length")
+        elif truncation:
+            raise ValueError("`max_length` must be given with `truncation=True`")
+        room = None if not truncation or max_length is None else max_length - 2 * bool(add_special_tokens)
+        if room is not None and room < self.tokens_per_frame:
+            raise ValueError(
+                f"`max_length` must hold a frame of {self.tokens_per_frame} tokens"
+                f"{' and bos and eos' if add_special_tokens else ''}, got {max_length}"
+            )
+        batch = JepaDaamFeatureExtractor.as_batch(audio, "audio")
         single = len(batch) == 1 and batch[0] is audio
         sequences = self._encode_batch(batch, sampling_rate)
-        if truncation:
-            if max_length is None:
-                raise ValueError("`max_length` must be given with `truncation=True`")
-            room = max_length - 2 * add_special_tokens
-            if room < self.tokens_per_frame:
-                raise ValueError(
-                    f"`max_length` must hold a frame of {self.tokens_per_frame} tokens"
-                    f"{' and bos and eos' if add_special_tokens else ''}, got {max_length}"
-                )
+        if room is not None:
             sequences = [ids[: room - room % self.tokens_per_frame] for ids in sequences]
         if add_special_tokens:
             sequences = [self.build_inputs_with_special_tokens(ids) for ids in sequences]
@@ -395,29 +417,38 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
 
     @torch.inference_mode()
     def _encode_batch(self, batch: list, sampling_rate: int | None) -> list[list[int]]:
-        model = self.model
         sequences: list[list[int]] = [[] for _ in batch]
         waveforms, owners = [], []
         for position, audio in enumerate(batch):
             source = file_source(audio)
-            if source is not None:  # a file is read piece by piece: hours of it fit in memory
-                stream = AudioTokenStream(self, self.sampling_rate)
-                for block in read_blocks(source, self.sampling_rate, BLOCK_S):
-                    sequences[position] += stream.push(block)
-                sequences[position] += stream.close()
+            if source is not None:
+                sequences[position] = self.encode_file(source)[0]
             else:
                 waveforms.append(torch.from_numpy(load_audio(audio, sampling_rate, self.sampling_rate)))
                 owners.append(position)
-        latents = model.encode_waveforms(waveforms) if waveforms else []
-        for position, row in zip(owners, latents, strict=True):
-            sequences[position] = self._flatten(model.latents_to_codes(row))
+        for position, ids in zip(owners, self.model.waveforms_to_ids(waveforms), strict=True):
+            sequences[position] = ids
         return sequences
 
-    @staticmethod
-    def _flatten(audio_codes: Tensor) -> list[int]:
-        return audio_codes.T.flatten().tolist()  # (G, T) -> frame by frame
+    def encode_file(self, source: Any) -> tuple[list[int], int]:
+        """Tokenize an audio file block by block: hours of it fit in memory.
 
-    def stream(self, sampling_rate: int) -> "AudioTokenStream":
+        Args:
+            source: Path or bytes of a file of any format that libsndfile reads.
+
+        Returns:
+            Ids, frame by frame, and the recording's length in samples at `sampling_rate`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is no audio, is damaged or holds no samples.
+        """
+        stream, ids = self.stream(self.sampling_rate), []
+        for block in read_blocks(source, self.sampling_rate):
+            ids += stream.push(block)
+        return ids + stream.close(), stream.num_samples
+
+    def stream(self, sampling_rate: int) -> AudioTokenStream:
         """A stream that takes samples as they come and gives the tokens that became final.
 
         Args:
@@ -445,12 +476,11 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             TypeError: If ids are not integers.
         """
         sequences, single = self._id_sequences(input_ids)
-        if num_samples is None:
-            lengths: list[int | None] = [None] * len(sequences)
-        elif isinstance(num_samples, Iterable):
-            lengths = [int(length) for length in num_samples]
+        if num_samples is None or getattr(num_samples, "ndim", None) == 0 or not isinstance(num_samples, Iterable):
+            given = [num_samples] * (len(sequences) if num_samples is None else 1)
         else:
-            lengths = [int(num_samples)]
+            given = list(num_samples)
+        lengths = [None if length is None else check_integer(length, "num_samples") for length in given]
         if len(lengths) != len(sequences):
             raise ValueError(f"`num_samples` must have one entry for each of {len(sequences)}, got {len(lengths)}")
         waveforms = []
@@ -506,18 +536,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
                 f"`input_ids` must be a whole number of frames of {self.tokens_per_frame} tokens, got {len(ids)}"
             )
         frames = ids.view(-1, self.tokens_per_frame)
-        self._check_range(frames)
+        check_tokens(frames, self.levels, self.group_size, "input_ids")
         return frames
-
-    def _check_range(self, frames: Tensor) -> None:
-        sizes = torch.tensor(group_vocabulary_sizes(self.levels, self.group_size))
-        wrong = (frames < 0) | (frames >= sizes)
-        if wrong.any():
-            frame, place = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"`input_ids` must lie in [0, {int(sizes[place])}) at place {place} of a frame, "
-                f"got {int(frames[frame, place])} in frame {frame}"
-            )
 
     # Ids to digits
 
@@ -556,94 +576,12 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         return unpack_frames(frames, self.levels, self.group_size).numpy()
 
 
-class AudioTokenStream:
-    """Tokens of audio that comes in pieces: the same as of the whole recording.
-
-    The encoder sees `chunk_frames` frames at once, so tokens become final a chunk at a time, the rest on `close`.
-
-    Args:
-        tokenizer: The tokenizer.
-        sampling_rate: Rate (Hz) of the pieces.
-
-    Raises:
-        ValueError: If the rate is missing or not positive.
-    """
-
-    def __init__(self, tokenizer: JepaAudioTokenizer, sampling_rate: int):
-        rate = check_sampling_rate(sampling_rate)
-        self._tokenizer = tokenizer
-        self._resampler = None
-        if rate != tokenizer.sampling_rate:
-            if soxr is None:
-                raise ImportError("resampling needs soxr: pip install soxr")
-            self._resampler = soxr.ResampleStream(rate, tokenizer.sampling_rate, 1, dtype="float32")
-        self._pending = np.zeros(0, np.float32)
-        self._closed = False
-        self.num_samples = 0
-        """Samples taken so far, at the model's rate."""
-
-    def push(self, samples: Any) -> list[int]:
-        """Take a piece: `(samples,)` or with channels, as of any recording; may be empty.
-
-        Returns:
-            Ids that became final, maybe none.
-
-        Raises:
-            ValueError: If a sample is not finite, the shape is wrong, or the stream is closed.
-            TypeError: If the piece does not hold real numbers.
-        """
-        self._check_open()
-        if np.size(samples) == 0:
-            return []
-        return self._take(to_mono(samples, "samples"), last=False)
-
-    def close(self) -> list[int]:
-        """End the recording.
-
-        Returns:
-            The remaining ids.
-
-        Raises:
-            ValueError: If nothing was pushed, or the stream is closed.
-        """
-        self._check_open()
-        self._closed = True
-        ids = self._take(np.zeros(0, np.float32), last=True)
-        if self.num_samples == 0:
-            raise ValueError("`samples`: the stream was closed before any came")
-        return ids
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ValueError("the stream is closed: make a new one for another recording")
-
-    @torch.inference_mode()
-    def _take(self, samples: np.ndarray, last: bool) -> list[int]:
-        if self._resampler is not None:
-            samples = self._resampler.resample_chunk(samples, last=last)
-        self.num_samples += len(samples)
-        self._pending = np.concatenate([self._pending, samples])
-        model = self._tokenizer.model
-        chunk_samples = model.config.chunk_frames * model.config.hop_length
-        ready = len(self._pending) if last else len(self._pending) // chunk_samples * chunk_samples
-        if ready == 0:
-            return []
-        final, self._pending = self._pending[:ready], self._pending[ready:]
-        latents = model.encode_waveforms([torch.from_numpy(final)])[0]
-        return self._tokenizer._flatten(model.latents_to_codes(latents))
-
-
 def _integers(values: Any, name: str, max_ndim: int = 1) -> Tensor:
     """Array-likes of whole numbers as an int64 tensor of one or up to `max_ndim` dimensions."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"`{name}` must be an array; its parts differ in length") from error
+    array = to_numpy(values, name)
     if array.size == 0 or not 1 <= array.ndim <= max_ndim:
-        raise ValueError(f"`{name}` must have 1{f' to {max_ndim}' * (max_ndim > 1)} dimensions and not be empty, "
-                         f"got shape {array.shape}")  # fmt: skip
+        dimensions = "1 dimension" if max_ndim == 1 else f"1 to {max_ndim} dimensions"
+        raise ValueError(f"`{name}` must have {dimensions} and not be empty, got shape {array.shape}")
     if array.dtype.kind not in "iu":
         raise TypeError(f"`{name}` must be integers, got dtype {array.dtype}")
     if array.dtype == np.uint64 and (array > np.iinfo(np.int64).max).any():
@@ -657,7 +595,7 @@ def _holds_codec(folder: str | os.PathLike) -> bool:
     if not os.path.isfile(config):
         return False
     with open(config, encoding="utf-8") as file:
-        return json.load(file).get("model_type") == JepaDaamModel.config_class.model_type
+        return json.load(file).get("model_type") == JepaDaamConfig.model_type
 
 
 def _short(values: tuple) -> str:
@@ -665,4 +603,4 @@ def _short(values: tuple) -> str:
     return text if len(text) < 120 else f"{text[:60]} ... {text[-40:]}"
 
 
-__all__ = ["AudioTokenStream", "JepaAudioTokenizer"]
+__all__ = ["JepaAudioTokenizer"]

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from modeling_jepa_daam.audio import check_sampling_rate, load_audio, read_blocks, to_mono
+from modeling_jepa_daam.audio import check_sampling_rate, load_audio, mix_down, read_blocks
 from tests.conftest import SPEECH, noise
 
 
@@ -18,10 +18,10 @@ def _wav_bytes(samples, rate, **kwargs) -> bytes:
 def test_channels_are_averaged_whichever_axis_they_are_on():
     left, right = noise(100, 1), noise(100, 2)
     expected = ((left.astype(np.float64) + right) / 2).astype(np.float32)
-    assert np.array_equal(to_mono(np.stack([left, right])), expected)
-    assert np.array_equal(to_mono(np.stack([left, right], axis=1)), expected)
-    assert np.array_equal(to_mono(left[None]), left)
-    assert np.array_equal(to_mono(left[:, None]), left)
+    assert np.array_equal(mix_down(np.stack([left, right])), expected)
+    assert np.array_equal(mix_down(np.stack([left, right], axis=1)), expected)
+    assert np.array_equal(mix_down(left[None]), left)
+    assert np.array_equal(mix_down(left[:, None]), left)
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ def test_channels_are_averaged_whichever_axis_they_are_on():
     ],
 )
 def test_integers_are_pcm(pcm, expected):
-    assert to_mono(pcm).tolist() == expected
+    assert mix_down(pcm).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_tensors_of_any_float_dtype(dtype):
-    assert to_mono(torch.tensor([0.5, -0.25], dtype=dtype, requires_grad=True)).tolist() == [0.5, -0.25]
+    assert mix_down(torch.tensor([0.5, -0.25], dtype=dtype, requires_grad=True)).tolist() == [0.5, -0.25]
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
@@ -97,6 +97,7 @@ def test_five_channels_of_a_file_are_averaged():
         ([True], TypeError, "`audio` must hold real numbers"),
         ([None], TypeError, "`audio` must hold real numbers"),
         (None, TypeError, "`audio` must hold real numbers"),
+        (np.array([0, 30000]), ValueError, "`audio` must be floating point or 8-, 16- or 32-bit PCM, got int64"),
         ({"a": 1}, ValueError, "`audio` must hold 'array' and 'sampling_rate', or 'bytes' or 'path'"),
         ({"array": [0.1]}, ValueError, r"`audio\['sampling_rate'\]` is missing"),
         ({"array": [0.1], "sampling_rate": 8000}, ValueError, "`sampling_rate` is 24000 Hz, but `audio` says 8000 Hz"),
@@ -138,4 +139,5 @@ def test_bad_rates_are_refused_by_name(rate, error, message):
 
 
 def test_whole_rates_of_any_number_type():
-    assert [check_sampling_rate(rate) for rate in (16000, 16000.0, np.int64(16000), np.float32(16000))] == [16000] * 4
+    for rate in (16000, 16000.0, np.int64(16000), np.float32(16000), np.array(16000), torch.tensor(16000)):
+        assert check_sampling_rate(rate) == 16000

@@ -76,7 +76,7 @@ def test_files_become_tokens_become_files(nano_folder, recordings, tmp_path):
     run("reconstruct", recordings, "-m", nano_folder, "-o", tmp_path / "again")
     again, _ = soundfile.read(tmp_path / "again" / "speaker" / "sentence.wav", dtype="float32")
     np.testing.assert_array_equal(again, samples)
-    assert soundfile.info(tmp_path / "again" / "stereo.wav").frames == -(-30001 * 24000 // 44100)
+    assert soundfile.info(tmp_path / "again" / "stereo.wav").frames == round(30001 * 24000 / 44100)
 
 
 def test_what_is_there_is_kept_unless_told_otherwise(nano_folder, recordings, tmp_path):
@@ -135,8 +135,29 @@ def test_init_refuses_a_folder_that_holds_something(nano_folder, tmp_path):
     run("init", config, tmp_path / "a", "--seed", "5")
     run("init", config, tmp_path / "b", "--seed", "5")
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
-    assert "is not empty" in run("init", config, tmp_path / "a", code=2)
+    assert "`folder` must be new or empty" in run("init", config, tmp_path / "a", code=2)
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_a_recording_is_never_replaced_by_its_reconstruction(nano_folder, tmp_path):
+    shutil.copy(SPEECH, tmp_path / "a.flac")
+    for overwrite in ((), ("--overwrite",)):
+        output = run("reconstruct", tmp_path, "-m", nano_folder, "-o", tmp_path, "--format", "flac", *overwrite, code=1)
+        assert "would take the place of the recording" in output
+    assert (tmp_path / "a.flac").read_bytes() == SPEECH.read_bytes()
+
+
+def test_results_below_the_input_are_not_taken_for_input(nano_folder, tmp_path):
+    shutil.copy(SPEECH, tmp_path / "a.flac")
+    for _ in range(2):
+        run("reconstruct", tmp_path, "-m", nano_folder, "-o", tmp_path / "out", "--overwrite")
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["a.wav"]
+
+
+def test_an_unusable_device_is_named(nano_folder, tmp_path):
+    assert "`device` nonsense cannot be used here" in run(
+        "encode", SPEECH, "-m", nano_folder, "-o", tmp_path, "--device", "nonsense", code=2
+    )
 
 
 def test_a_full_disk_leaves_no_half_file(nano_folder, recordings, tmp_path, monkeypatch):

@@ -76,6 +76,7 @@ def test_what_tools_hang_on_a_configuration_is_not_saved(tmp_path):
         ({"group_size": 0}, "`group_size` must be at least 1"),
         ({"group_size": 32}, "`group_size` must be small enough for 64-bit token ids"),
         ({"chunk_frames": 0}, "`chunk_frames` must be at least 1"),
+        ({"chunk_frames": 38}, "`chunk_frames` must last at most 15 s, got 15.2 s"),
         ({"mask_position": "before"}, "mask_position"),
         ({"sampling_rate": 0}, "`sampling_rate` must be at least 1"),
     ],
@@ -87,7 +88,8 @@ def test_what_cannot_be_is_refused_by_name(fields, message):
 
 def test_the_digest_depends_on_what_tokens_mean_and_nothing_else():
     base = JepaDaamConfig(**TINY).digest
-    assert JepaDaamConfig(**TINY, hidden_dropout=0.0, mask_ratio=0.1, ema_decay=0.5).digest == base
+    assert JepaDaamConfig(**TINY, hidden_dropout=0, mask_ratio=0.1, ema_decay=0.5, untrained_seed=3).digest == base
+    assert JepaDaamConfig(**TINY, fsq_levels=[4], fsq_temperature=1).digest == base
     for change in ({"fsq_temperature": 2.0}, {"group_size": 5}, {"chunk_frames": 8}, {"fsq_levels": (4, 4, 4, 5)}):
         assert JepaDaamConfig(**{**TINY, **change}).digest != base
 

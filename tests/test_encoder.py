@@ -36,6 +36,12 @@ def test_samples_past_the_end_never_arrive(encoder_model):
     assert not values.grad[..., 250:].any()
 
 
+@pytest.mark.parametrize("name", ["paddding_mask", "is_causal", "attention_mask"])
+def test_unknown_arguments_are_refused(encoder_model, name):
+    with pytest.raises(TypeError, match=f"unexpected arguments: `{name}`"):
+        encoder_model(torch.zeros(1, 1, 60), **{name: None})
+
+
 def test_attention_implementations_agree():
     config = JepaDaamConfig(**TINY)
     torch.manual_seed(1)

@@ -51,7 +51,7 @@ def test_any_rate_is_resampled(extractor):
 
 
 def test_saving_and_the_auto_class(tmp_path):
-    JepaDaamFeatureExtractor.from_config(JepaDaamConfig(sampling_rate=16000)).save_pretrained(tmp_path)
+    JepaDaamFeatureExtractor.from_config(JepaDaamConfig(sampling_rate=16000, chunk_frames=20)).save_pretrained(tmp_path)
     loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
     assert isinstance(loaded, JepaDaamFeatureExtractor)
     assert (loaded.sampling_rate, loaded.hop_length) == (16000, 9600)

@@ -168,6 +168,15 @@ def test_a_checkpoint_serves_every_class(tiny_folder):
         assert torch.equal(parameter, stage_1.target_encoder.get_parameter(name))
 
 
+def test_a_configuration_changed_by_hand_is_checked_again(tiny_folder):
+    with pytest.raises(ValueError, match="`hidden_size` must be a multiple of `num_attention_heads`"):
+        JepaDaamModel.from_pretrained(tiny_folder, num_attention_heads=3)
+    config = JepaDaamConfig(**TINY)
+    config.chunk_frames = 0
+    with pytest.raises(ValueError, match="`chunk_frames` must be at least 1"):
+        JepaDaamModel(config)
+
+
 def test_loading_loses_nothing(tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path)
     loaded = JepaDaamModel.from_pretrained(tmp_path)
@@ -213,9 +222,9 @@ def test_bad_waveforms_are_refused_by_name(tiny_model, values, mask, error, mess
         ),
         (torch.zeros(3, 2, dtype=torch.int64), None, ValueError, "`audio_codes` must have shape"),
         (torch.zeros(1, 3, 0, dtype=torch.int64), None, ValueError, "`audio_codes` must have shape"),
-        (torch.zeros(1, 3, 2), None, TypeError, "`tokens` must be integers"),
+        (torch.zeros(1, 3, 2), None, TypeError, "`audio_codes` must be integers"),
         (torch.full((1, 3, 2), -1), None, ValueError, "must lie in"),
-        (torch.tensor([[[0], [0], [16]]]), None, ValueError, r"must lie in \[0, 16\), got 16"),
+        (torch.tensor([[[0], [0], [16]]]), None, ValueError, r"`audio_codes` must lie in \[0, 16\) at place 2"),
         ([[[0], [0], [0]]], None, TypeError, "`audio_codes` must be a tensor"),
         (torch.zeros(1, 3, 2, dtype=torch.int64), torch.ones(1, 3), ValueError, "`audio_codes_mask` must be a tensor"),
         (

@@ -83,12 +83,12 @@ def test_indices_out_of_range_are_refused(indices, message):
 
 @pytest.mark.parametrize("token", [-1, 16])
 def test_tokens_out_of_range_are_refused(token):
-    with pytest.raises(ValueError, match=r"`tokens` .* must lie in \[0, 16\), got " + str(token)):
+    with pytest.raises(ValueError, match=rf"`tokens` must lie in \[0, 16\) .* got {token}"):
         unpack_token(torch.tensor([3, token]), [4, 4])
 
 
 def test_a_wrong_number_of_tokens_or_dimensions_is_refused():
-    with pytest.raises(ValueError, match="`tokens` must have a last axis of 2"):
+    with pytest.raises(ValueError, match="`tokens` must have 2 tokens a frame"):
         unpack_frames(torch.zeros(1, 3, dtype=torch.int64), [4] * 3, 2)
     with pytest.raises(ValueError, match="`indices` must have a last axis of 3"):
         pack_frames(torch.zeros(1, 2, dtype=torch.int64), [4] * 3, 2)

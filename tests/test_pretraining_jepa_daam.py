@@ -66,6 +66,9 @@ def test_the_target_follows_by_equation_11(model):
     model.update_target()
     for old, new, online in zip(before, model.target_encoder.parameters(), model.encoder.parameters(), strict=True):
         torch.testing.assert_close(new, 0.996 * old + 0.004 * online)
+    for decay in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="`decay` must lie in"):
+            model.update_target(decay)
     model.update_target(decay=0.0)
     for target, online in zip(model.target_encoder.parameters(), model.encoder.parameters(), strict=True):
         torch.testing.assert_close(target, online)

@@ -1,5 +1,9 @@
+import json
+import multiprocessing
 import pickle
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +184,16 @@ def test_minutes_of_speech_agree_at_the_papers_rates(nano_tokenizer, speech, tmp
     assert [token for piece in pieces for token in piece] == expected  # chunks stand alone: a recording is seekable
 
 
+def test_stereo_pieces_are_samples_by_channels_however_short(tiny_tokenizer):
+    stereo = np.stack([noise(961, 1), noise(961, 2)], axis=1)
+    stream = tiny_tokenizer.stream(24000)
+    ids = [token for start in range(0, 961, 160) for token in stream.push(stereo[start : start + 160])] + stream.close()
+    assert stream.num_samples == 961
+    assert ids == tiny_tokenizer(stereo, 24000)["input_ids"]
+    with pytest.raises(ValueError, match="`samples` must have at most 2 channels"):
+        tiny_tokenizer.stream(24000).push(stereo.T)
+
+
 def test_tokens_become_final_a_chunk_at_a_time(tiny_tokenizer):
     stream = tiny_tokenizer.stream(24000)
     assert stream.push(noise(CHUNK - 1)) == []
@@ -227,8 +241,44 @@ def test_a_process_loads_a_model_once(tiny_folder):
     assert first.model is second.model
     assert second.to(dtype="bfloat16").model is not first.model
     assert second.model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="`device` nonsense cannot be used here"):
+        first.to("nonsense")
+    with pytest.raises(TypeError, match="`device` must be a string or torch.device"):
+        first.to(torch.bfloat16)
     with pytest.raises(ValueError, match="`dtype` must be float32, bfloat16 or float16"):
         first.to(dtype="int8")
+
+
+def test_a_forked_worker_does_not_hang(nano_folder):
+    """OpenMP's threads do not survive a fork; a worker that waited for them would never end."""
+    tokenizer = JepaAudioTokenizer.from_pretrained(nano_folder)
+    ids = np.tile(tokenizer(noise(9600), 24000)["input_ids"], 20000)
+    digits = tokenizer.unpack(ids)  # large enough for several threads here
+    for work in (lambda: tokenizer.unpack(ids), lambda: tokenizer.pack(digits), lambda: tokenizer(noise(9600), 24000)):
+        worker = multiprocessing.get_context("fork").Process(target=work)
+        worker.start()
+        worker.join(timeout=60)
+        hangs = worker.is_alive()
+        worker.kill()
+        assert not hangs
+
+
+def test_changed_weights_are_loaded_again(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "a")
+    before = JepaAudioTokenizer.from_pretrained(tmp_path / "a")(noise(500), 24000)["input_ids"]
+    torch.manual_seed(99)
+    JepaDaamModel(JepaDaamConfig(**TINY)).save_pretrained(tmp_path / "a")
+    assert JepaAudioTokenizer.from_pretrained(tmp_path / "a")(noise(500), 24000)["input_ids"] != before
+
+
+@pytest.mark.parametrize("columns", ["torch", "numpy", None])
+def test_datasets_columns_in_any_format(tiny_tokenizer, columns):
+    rows = [{"array": noise(n).tolist(), "sampling_rate": 16000} for n in (500, 300)]
+    dataset = Dataset.from_dict({"audio": rows}).with_format(columns)
+    expected = [tiny_tokenizer(noise(n), 16000)["input_ids"] for n in (500, 300)]
+    assert tiny_tokenizer(dataset["audio"])["input_ids"] == expected
+    assert tiny_tokenizer(dataset[:]["audio"])["input_ids"] == expected
+    assert tiny_tokenizer(dataset[1]["audio"])["input_ids"] == expected[1]
 
 
 @pytest.mark.parametrize("num_proc", [None, 2])
@@ -259,6 +309,79 @@ def test_a_saved_tokenizer_finds_its_model_again(tiny_tokenizer, tmp_path):
     assert loaded.model is not None
     assert loaded(noise(500), 24000)["input_ids"] == tiny_tokenizer(noise(500), 24000)["input_ids"]
     assert tiny_tokenizer.codec is None
+
+
+def test_a_folder_with_a_model_uses_it_whatever_was_saved_first(tiny_tokenizer, tmp_path):
+    tiny_tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(99)
+    model = JepaDaamModel(JepaDaamConfig(**TINY)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = JepaAudioTokenizer.from_pretrained(tmp_path)
+    assert loaded.codec_reference == str(tmp_path)
+    with torch.inference_mode():
+        assert loaded(noise(500), 24000)["input_ids"] == model.waveforms_to_ids([torch.tensor(noise(500))])[0]
+
+
+def test_a_relative_folder_is_found_from_anywhere(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_folder.parent)
+    tokenizer = JepaAudioTokenizer.from_pretrained("checkpoint")
+    below = JepaAudioTokenizer.from_pretrained(tiny_folder.parent, subfolder="checkpoint")
+    monkeypatch.chdir(tmp_path)
+    assert tokenizer(noise(500), 24000)["input_ids"] == below(noise(500), 24000)["input_ids"]
+
+
+def test_what_is_published_names_no_folder_of_this_machine(tiny_tokenizer, tmp_path, monkeypatch):
+    published = {}
+
+    def keep(self, folder, *arguments, **keywords):
+        published.update(json.loads((Path(folder) / "tokenizer_config.json").read_text()))
+
+    monkeypatch.setattr(JepaAudioTokenizer, "_upload_modified_files", keep)
+    monkeypatch.setattr(JepaAudioTokenizer, "_get_files_timestamps", lambda *_: {})
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/x"))
+    tiny_tokenizer.push_to_hub("me/x")
+    assert published.pop("codec", "missing") is None
+    tiny_tokenizer.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/x")
+    assert published["codec"] is None
+
+
+def test_special_tokens_of_ones_own(tiny_folder):
+    tokenizer = JepaAudioTokenizer(pad_token="<|eos|>", bos_token=None, extra_special_tokens=["<|mine|>"])
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == (16384, 16384, None)
+    assert tokenizer.convert_tokens_to_ids(["<|mine|>", "<|audio_start|>", "<|audio_end|>"]) == [16385, 16386, 16387]
+    assert tokenizer.add_tokens(["<|text|>"]) == 1
+    assert tokenizer.convert_tokens_to_ids("<|text|>") == 16388 == len(tokenizer) - 1
+    with pytest.raises(ValueError, match="has the form of an audio token"):
+        tokenizer.add_tokens(["<|audio_999999|>"])
+    with pytest.raises(TypeError, match="`extra_special_tokens` must be a list"):
+        JepaAudioTokenizer(extra_special_tokens={"a": "<a>"})
+    with pytest.raises(ValueError, match="saved special tokens begin at 16384"):
+        JepaAudioTokenizer.from_pretrained(tiny_folder, group_size=3)
+
+
+def test_added_tokens_survive_saving(tiny_tokenizer, tmp_path):
+    tiny_tokenizer.add_tokens(["<|text|>"])
+    tiny_tokenizer.save_pretrained(tmp_path)
+    loaded = JepaAudioTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_added_vocab() == tiny_tokenizer.get_added_vocab()
+    assert len(loaded) == len(tiny_tokenizer) == 16390
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"fsq_levels": []}, ValueError, "`fsq_levels` must not be empty"),
+        ({"fsq_levels": [1]}, ValueError, "`fsq_levels` must be at least 2"),
+        ({"fsq_levels": [4.0]}, TypeError, "`fsq_levels` must be an integer"),
+        ({"group_size": 0}, ValueError, "`group_size` must be at least 1"),
+        ({"hop_length": 0}, ValueError, "`hop_length` must be at least 1"),
+        ({"num_dimensions": 0}, ValueError, "`num_dimensions` must be at least 1"),
+        ({"sampling_rate": -1}, ValueError, "`sampling_rate` must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings, error, message):
+    with pytest.raises(error, match=message):
+        JepaAudioTokenizer(**settings)
 
 
 def test_a_copied_folder_uses_its_own_model(tiny_folder, tmp_path):
@@ -331,7 +454,9 @@ def test_bad_audio_is_refused_by_name(tiny_tokenizer, arguments, error, message)
         (["a", "b", "c"], None, TypeError, "`input_ids` must be integers"),
         ({"ids": [0]}, None, ValueError, "`input_ids` must hold 'input_ids'"),
         ([0, 0, 0], 61, ValueError, r"`num_samples` must lie in the last of 1 frames: \(0, 60\], got 61"),
-        ([0, 0, 0], 0, ValueError, "`num_samples` must lie in"),
+        ([0, 0, 0], 0, ValueError, "`num_samples` must be at least 1"),
+        ([0, 0, 0], 59.5, TypeError, "`num_samples` must be an integer"),
+        ([0, 0, 0], "60", TypeError, "`num_samples` must be an integer"),
         ([[0, 0, 0]], [5, 6], ValueError, "`num_samples` must have one entry"),
     ],
 )

@@ -1,0 +1,51 @@
+"""Codec models that this process has loaded, so that tokenizers stay small to hash and to pickle."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from .modeling_jepa_daam import JepaDaamModel
+
+# (reference, revision, device, dtype) -> (state of the files, model)
+_models: dict[tuple, tuple[tuple, JepaDaamModel]] = {}
+
+
+def cached_model(reference: str, revision: str | None, device: str, dtype: str) -> JepaDaamModel:
+    """Load a codec for inference, once a process; again if the files of a local folder have changed.
+
+    Args:
+        reference: Folder or Hub id.
+        revision: Git revision on the Hub; the default branch if `None`.
+        device: Where it runs.
+        dtype: Name of a torch dtype.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        OSError: If there is no model.
+    """
+    key = (reference, revision, device, dtype)
+    files = _state_of(reference)
+    if key not in _models or _models[key][0] != files:
+        _models.pop(key, None)
+        model = JepaDaamModel.from_pretrained(reference, revision=revision or "main", dtype=getattr(torch, dtype))
+        _models[key] = (files, model.eval().to(device=device))
+    return _models[key][1]
+
+
+def _state_of(reference: str) -> tuple:
+    """Names, sizes and times of a local folder's weights and configuration; nothing for a Hub id."""
+    files = [path for path in Path(reference).glob("*") if path.suffix == ".safetensors" or path.name == "config.json"]
+    return tuple(sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# A forked worker (`datasets.map(num_proc=...)`) inherits OpenMP's books but not its threads: its first parallel loop
+# would wait for them for ever. One thread needs none; torch's DataLoader does the same in its workers.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)

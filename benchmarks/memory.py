@@ -6,7 +6,6 @@ Weights are random. Prints the process's peak resident memory in all, libraries 
 """
 
 import argparse
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -22,9 +21,14 @@ from modeling_jepa_daam.checkpoint import make_untrained_checkpoint
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
 
 
+def peak_resident_bytes() -> int:
+    """Peak resident memory of this process (Linux); `getrusage` would begin with the parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
 def report(what: str, result: str, start: float) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(f"{what}: {result}, {time.perf_counter() - start:.0f} s, {peak:.2f} GB", flush=True)
+    print(f"{what}: {result}, {time.perf_counter() - start:.0f} s, {peak_resident_bytes() / 1e9:.2f} GB", flush=True)
 
 
 def write_noise(path: Path, sampling_rate: int, minutes: float) -> None:

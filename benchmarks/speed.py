@@ -8,7 +8,6 @@ with the libraries loaded, so it holds the weights. FLOPs are counted by torch (
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from memory import peak_resident_bytes  # beside this file
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -77,12 +77,12 @@ def peak_bytes(name: str, seconds: float, threads: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-@torch.no_grad()  # inference mode breaks EncodecModel under the FLOP counter
+@torch.no_grad()
 def print_own_peak(name: str, seconds: float) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_bytes()
     for call in work(MODELS[name]().eval(), noise(seconds)):
         call()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(peak_resident_bytes() - before)
 
 
 def noise(seconds: float) -> torch.Tensor:

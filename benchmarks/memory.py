@@ -15,8 +15,7 @@ import soundfile
 import torch
 from transformers.utils import logging as transformers_logging
 
-from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig
-from modeling_jepa_daam.checkpoint import make_untrained_checkpoint
+from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, make_untrained_checkpoint
 
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
 

@@ -9,6 +9,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from .checkpoint import make_untrained_checkpoint, save_checkpoint
 from .configuration_jepa_daam import JepaDaamConfig
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
 from .modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamModel
@@ -36,6 +37,8 @@ __all__ = [
     "JepaDaamModel",
     "TokenFileError",
     "__version__",
+    "make_untrained_checkpoint",
     "read_token_file",
+    "save_checkpoint",
     "write_token_file",
 ]

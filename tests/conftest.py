@@ -11,8 +11,7 @@ import soundfile
 import torch
 from hypothesis import HealthCheck, settings
 
-from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, JepaDaamModel
-from modeling_jepa_daam.checkpoint import make_untrained_checkpoint
+from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, JepaDaamModel, make_untrained_checkpoint
 
 settings.register_profile(
     "tests",

@@ -14,8 +14,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
-from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, JepaDaamModel
-from modeling_jepa_daam.checkpoint import make_untrained_checkpoint
+from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, JepaDaamModel, make_untrained_checkpoint
 from tests import reference
 from tests.conftest import SPEECH, TINY, noise
 

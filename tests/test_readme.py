@@ -1,0 +1,38 @@
+"""What the README says is so."""
+
+import re
+
+import pytest
+import torch
+
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
+from modeling_jepa_daam.cli import app
+from tests.conftest import HUB_CONFIGS, ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_its_python_lines_run_in_an_empty_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    program = "\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+    names: dict = {}
+    exec(compile(program, "README.md", "exec"), names)
+    assert "95 16384 47.5 640.0" in capsys.readouterr().out
+    assert names["waveform"].shape == (48000,)
+    assert names["codes"][0].T.flatten().tolist() == names["ids"]
+    assert names["restored"].shape == (1, 1, 48000)
+
+
+def test_it_lists_the_commands_there_are():
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert commands == {"info", "init", "encode", "decode", "reconstruct", "plot", "bench"}
+    assert all(re.search(rf"jepa-audio {name}|`{name}`", README) for name in commands)
+
+
+@pytest.mark.parametrize("folder", HUB_CONFIGS, ids=lambda folder: folder.name)
+def test_its_table_has_every_configuration_with_its_size(folder):
+    with torch.device("meta"):
+        model = JepaDaamModel(JepaDaamConfig.from_pretrained(folder))
+    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder)]
+    row = next(line for line in README.splitlines() if f"`hub_configs/{folder.name}`" in line)
+    assert f"{sizes[0]:.1f}M + {sizes[1]:.1f}M" in row

@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SAMPLE := tests/audio/1688-142285-0003.flac
 
-.PHONY: demo test check test-slow lint types fast-tests bench format clean
+.PHONY: demo test check test-slow test-transformers lint types fast-tests bench format clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ fast-tests: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+test-transformers: $(VENV)/.installed
+	$(BIN)/python tests/transformers_suite/run.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py

@@ -33,7 +33,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     process, so it pickles small and hashes the same every time (`datasets.map` finds its cache).
 
     Args:
-        codec: Path or Hub id of the model; `None` if it lies where the tokenizer was loaded from.
+        codec: Path or Hub id of the model. A model in the folder that the tokenizer was loaded from goes before it.
         codec_revision: Git revision of the model on the Hub.
         sampling_rate: Rate (Hz) of the model.
         hop_length: Samples a frame.

@@ -84,10 +84,12 @@ def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tu
     found = []
     for path in inputs:
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in suffixes)
-            if output.resolve() != path.resolve():  # earlier results below the input are no input
-                files = [file for file in files if output.resolve() not in file.resolve().parents]
-            found += [(file, file.relative_to(path).with_suffix("")) for file in files]
+            names = sorted(file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in suffixes)
+            # Hidden folders hold what an interrupted run left; earlier results below the input are no input.
+            names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+            if path.resolve() in output.resolve().parents:
+                names = [name for name in names if output.resolve() not in (path / name).resolve().parents]
+            found += [(path / name, name.with_suffix("")) for name in names if (path / name).is_file()]
         elif path.is_file():
             found.append((path, Path(path.stem)))
         else:

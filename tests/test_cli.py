@@ -154,6 +154,14 @@ def test_results_below_the_input_are_not_taken_for_input(nano_folder, tmp_path):
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["a.wav"]
 
 
+def test_results_may_go_above_the_input(nano_folder, tmp_path):
+    (tmp_path / "in" / ".a.wav.tmp").mkdir(parents=True)
+    shutil.copy(SPEECH, tmp_path / "in" / "a.flac")
+    shutil.copy(SPEECH, tmp_path / "in" / ".a.wav.tmp" / "half.flac")  # as an interrupted run leaves it
+    assert "1 done" in run("encode", tmp_path / "in", "-m", nano_folder, "-o", tmp_path)
+    assert [path.name for path in tmp_path.glob("*.jepa")] == ["a.jepa"]
+
+
 def test_an_unusable_device_is_named(nano_folder, tmp_path):
     assert "`device` nonsense cannot be used here" in run(
         "encode", SPEECH, "-m", nano_folder, "-o", tmp_path, "--device", "nonsense", code=2

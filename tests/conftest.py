@@ -21,6 +21,8 @@ settings.register_profile(
 )
 settings.load_profile("tests")
 
+collect_ignore = ["transformers_suite"]  # runs inside transformers' own tests: see its run.py
+
 ROOT = Path(__file__).parents[1]
 SPEECH = ROOT / "tests" / "audio" / "1688-142285-0003.flac"
 HUB_CONFIGS = sorted(path.parent for path in (ROOT / "hub_configs").glob("*/config.json"))

@@ -189,7 +189,8 @@ def read_blocks(source: Any, sampling_rate: int, block_s: float = BLOCK_S) -> It
         num_samples += len(samples)
         yield samples
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless format (.raw)
-        raise ValueError(f"`audio`: cannot read {label}: {error}") from error
+        reason = getattr(error, "error_string", error)
+        raise ValueError(f"`audio`: cannot read {label}: {reason}") from error
     if num_samples == 0:
         raise ValueError(f"`audio`: {label} is empty: it holds no samples at {sampling_rate} Hz")
 

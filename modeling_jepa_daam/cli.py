@@ -1,5 +1,6 @@
 """The command `jepa-audio`: files in, files out."""
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +24,13 @@ from .checkpoint import make_untrained_checkpoint
 from .configuration_jepa_daam import JepaDaamConfig
 from .files import replacing
 from .modeling_jepa_daam import JepaDaamModel
-from .token_file import read_token_file, write_token_file
+from .token_file import TokenFileError, read_token_file, write_token_file
 from .tokenization_jepa_daam import JepaAudioTokenizer
 
 AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"})
 EXIT_SOME_FAILED, EXIT_USAGE = 1, 2
+RESULT_SUFFIXES = frozenset({".flac", ".jepa", ".wav"})
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,21 +69,34 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(EXIT_USAGE)
 
 
+def _config(model: str) -> JepaDaamConfig:
+    """The configuration of a folder or Hub id, or a message and exit code 2."""
+    if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
+        raise _fail(f"no such folder: {model}")
+    try:
+        return JepaDaamConfig.from_pretrained(model)
+    except (OSError, ValueError, TypeError) as error:
+        raise _fail(f"{model} is neither a folder with a config.json of ours nor such a Hub id: {error}") from error
+
+
 def _load(model: str, device: str, dtype: Dtype) -> JepaAudioTokenizer:
     """The tokenizer with its model in memory, or a message and exit code 2."""
     transformers_logging.disable_progress_bar()
+    config = _config(model)
     try:
         tokenizer = JepaAudioTokenizer.from_pretrained(model).to(device, dtype.value)
-        config = tokenizer.model.config
+        tokenizer.model  # noqa: B018 (loads it)
     except (OSError, ValueError, RuntimeError) as error:
         raise _fail(f"--model {model}: {error}") from error
     if config.untrained_seed is not None:
-        errors.print(f"note: the weights of {model} are untrained (seed {config.untrained_seed}): no speech comes back")
+        errors.print(f"note: untrained weights (seed {config.untrained_seed}): noise comes back, not speech")
     return tokenizer
 
 
 def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tuple[Path, Path]]:
     """Every file to work on, and its place below the output folder without its suffix."""
+    if output.suffix in RESULT_SUFFIXES or (output.exists() and not output.is_dir()):
+        raise _fail(f"--output must be a folder, got {output}")
     found = []
     for path in inputs:
         if path.is_dir():
@@ -105,15 +121,14 @@ def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tu
 
 
 def _run(
-    inputs: list[Path],
-    suffixes: frozenset[str],
+    found: list[tuple[Path, Path]],
     output: Path,
     suffix: str,
     overwrite: bool,
     work: Callable[[Path, Path], float],
+    check_kept: Callable[[Path], object] = lambda target: None,
 ) -> None:
     """Apply `work(file, target) -> seconds of audio` to every file; name what failed and exit accordingly."""
-    found = _find(inputs, suffixes, output)
     failed: list[tuple[Path, str]] = []
     kept, written, audio_s, start = 0, 0, 0.0, time.perf_counter()
     columns = (
@@ -130,24 +145,26 @@ def _run(
             target = output / name.with_name(name.name + suffix)
             if target.exists() and target.samefile(file):
                 failed.append((file, "the result would take the place of the recording: choose another --output"))
-            elif target.exists() and not overwrite:
-                kept += 1
-            else:
-                try:
+                progress.advance(task)
+                continue
+            try:
+                if target.exists() and not overwrite:
+                    check_kept(target)
+                    kept += 1
+                else:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     audio_s += work(file, target)
                     written += target.stat().st_size
-                except (OSError, ValueError) as error:
-                    failed.append((file, str(error)))
+            except (OSError, ValueError) as error:
+                failed.append((file, str(error).removeprefix(f"{file}: ")))
             progress.advance(task)
     elapsed = time.perf_counter() - start
     done = len(found) - len(failed) - kept
-    console.print(
-        f"{done} done, {kept} kept, {len(failed)} failed in {output}: {audio_s:.1f} s of audio in {elapsed:.2f} s, "
-        f"{audio_s / elapsed:.1f} times real time; {written} bytes written",
-        highlight=False,
-        soft_wrap=True,
-    )
+    summary = f"{done} done, {kept} kept, {len(failed)} failed in {output}"
+    if done:
+        summary += f": {audio_s:.1f} s of audio in {elapsed:.2f} s, {audio_s / elapsed:.1f} times real time"
+        summary += f"; {written} bytes written"
+    console.print(summary, highlight=False, soft_wrap=True)
     for file, reason in failed:
         errors.print(f"failed: {file}: {reason}", style="red", highlight=False, soft_wrap=True)
     if failed:
@@ -190,14 +207,15 @@ def info(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, folder with a config.json, or Hub id.")],
 ) -> None:
     """Print a model's rates, vocabulary and sizes."""
-    try:
-        config = JepaDaamConfig.from_pretrained(model)
-    except (OSError, ValueError, TypeError) as error:
-        raise _fail(f"{model}: {error}") from error
+    config = _config(model)
     with torch.device("meta"):
         codec = JepaDaamModel(config)
     size = {name: sum(p.numel() for p in getattr(codec, name).parameters()) for name in ("encoder", "decoder")}
-    seed = config.untrained_seed
+    weights = "as its model card says"
+    if config.untrained_seed is not None:
+        weights = f"untrained, seed {config.untrained_seed}"
+    elif Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+        weights = "none, a configuration only"
     table = Table(show_header=False, title=Text(model))
     for name, value in (
         ("sampling rate", f"{config.sampling_rate} Hz"),
@@ -209,7 +227,7 @@ def info(
         ("encoder", f"{size['encoder'] / 1e6:.1f}M parameters"),
         ("decoder", f"{size['decoder'] / 1e6:.1f}M parameters"),
         ("config digest", config.digest),
-        ("weights", "as the model card says" if seed is None else f"untrained, seed {seed}"),
+        ("weights", weights),
     ):
         table.add_row(name, value)
     console.print(table)
@@ -224,8 +242,10 @@ def init(
     """Make a checkpoint with untrained weights, to try the tools and to measure speed."""
     transformers_logging.disable_progress_bar()
     try:
-        make_untrained_checkpoint(JepaDaamConfig.from_pretrained(config), output, seed)
-    except (OSError, ValueError) as error:
+        make_untrained_checkpoint(_config(config), output, seed)
+    except FileExistsError as error:
+        raise _fail(f"{output} is there already: choose another folder, or remove it") from error
+    except OSError as error:
         raise _fail(str(error)) from error
     console.print(f"untrained checkpoint (seed {seed}) in {output}", highlight=False, soft_wrap=True)
 
@@ -240,6 +260,7 @@ def encode(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn audio files into token files (.jepa)."""
+    found = _find(inputs, AUDIO_SUFFIXES, output)
     tokenizer = _load(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
@@ -247,7 +268,13 @@ def encode(
         write_token_file(target, ids, num_samples, tokenizer.model.config)
         return num_samples / tokenizer.sampling_rate
 
-    _run(inputs, AUDIO_SUFFIXES, output, ".jepa", overwrite, work)
+    def check_kept(target: Path) -> None:
+        try:
+            read_token_file(target, tokenizer.model.config)
+        except TokenFileError as error:
+            raise TokenFileError(f"{error}; --overwrite replaces it") from error
+
+    _run(found, output, ".jepa", overwrite, work, check_kept)
 
 
 @app.command()
@@ -261,6 +288,7 @@ def decode(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn token files (.jepa) back into audio files."""
+    found = _find(inputs, frozenset({".jepa"}), output)
     tokenizer = _load(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
@@ -269,7 +297,7 @@ def decode(
         _write_audio(target, pieces, tokens.num_samples, tokenizer.sampling_rate)
         return tokens.num_samples / tokenizer.sampling_rate
 
-    _run(inputs, frozenset({".jepa"}), output, f".{audio_format.value}", overwrite, work)
+    _run(found, output, f".{audio_format.value}", overwrite, work)
 
 
 @app.command()
@@ -283,6 +311,7 @@ def reconstruct(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Send audio files through the tokens and back."""
+    found = _find(inputs, AUDIO_SUFFIXES, output)
     tokenizer = _load(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
@@ -290,7 +319,7 @@ def reconstruct(
         _write_audio(target, tokenizer.iter_decode_audio(ids), num_samples, tokenizer.sampling_rate)
         return num_samples / tokenizer.sampling_rate
 
-    _run(inputs, AUDIO_SUFFIXES, output, f".{audio_format.value}", overwrite, work)
+    _run(found, output, f".{audio_format.value}", overwrite, work)
 
 
 @app.command()
@@ -306,7 +335,9 @@ def plot(
     try:
         from .plotting import daam_gates, plot_recording
     except ImportError as error:
-        raise _fail(f"plotting needs matplotlib: pip install 'jepa-daam[plot]' ({error})") from error
+        raise _fail(f"plotting needs matplotlib: pip install matplotlib ({error})") from error
+    if not audio.is_file():
+        raise _fail(f"no such file: {audio}")
     tokenizer = _load(model, device, dtype)
     rate, limit = tokenizer.sampling_rate, int(seconds * tokenizer.sampling_rate)
     try:

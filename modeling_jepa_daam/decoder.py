@@ -10,6 +10,7 @@ from .daam import DensityAdaptiveAttention
 from .framing import stretch_mask, zero_padding
 
 OUTPUT_KERNEL_SIZE = 7
+OUTPUT_INIT_GAIN = 0.05  # begins about as loud as speech, far from where tanh is flat
 
 
 class DecoderStage(nn.Module):
@@ -61,6 +62,7 @@ class HifiGanDecoder(nn.Module):
         self.output_conv = nn.Conv1d(
             config.decoder_channels[-1], 1, OUTPUT_KERNEL_SIZE, padding=OUTPUT_KERNEL_SIZE // 2
         )
+        self.output_conv.init_gain = OUTPUT_INIT_GAIN  # type: ignore[assignment]
 
     def margins(self) -> list[int]:
         """Neighbouring samples that each stage's input needs on either side; the first entry counts latent frames.

@@ -55,7 +55,8 @@ def test_info_prints_the_rates(nano_folder):
         "untrained, seed 0",
     ):
         assert fact in output
-    assert "nowhere" in run("info", "nowhere", code=2)
+    assert "no such folder: nowhere" in run("info", "nowhere", code=2)
+    assert "a configuration only" in run("info", ROOT / "hub_configs" / "jepa-daam-24khz")
 
 
 def test_files_become_tokens_become_files(nano_folder, recordings, tmp_path):
@@ -83,7 +84,9 @@ def test_what_is_there_is_kept_unless_told_otherwise(nano_folder, recordings, tm
     arguments = ("encode", recordings, "-m", nano_folder, "-o", tmp_path / "tokens")
     run(*arguments)
     (tmp_path / "tokens" / "stereo.jepa").write_bytes(b"mine")
-    assert "0 done, 2 kept, 0 failed" in run(*arguments)
+    output = run(*arguments, code=1)  # a good one is kept, another is named, neither is touched
+    assert "0 done, 1 kept, 1 failed" in output
+    assert "--overwrite replaces it" in output
     assert (tmp_path / "tokens" / "stereo.jepa").read_bytes() == b"mine"
     assert "2 done, 0 kept, 0 failed" in run(*arguments, "--overwrite")
     assert (tmp_path / "tokens" / "stereo.jepa").read_bytes() != b"mine"
@@ -114,6 +117,8 @@ def test_wrong_usage_exits_with_2(nano_folder, recordings, tmp_path):
     shutil.copy(recordings / "stereo.wav", recordings / "stereo.ogg")
     assert "would both become" in run("encode", recordings, *common, code=2)
     run("encode", recordings, *common, "--dtype", "int8", code=2)
+    assert "--output must be a folder" in run("encode", SPEECH, "-m", nano_folder, "-o", tmp_path / "a.jepa", code=2)
+    assert "no such file" in run("plot", tmp_path / "no.wav", "-m", nano_folder, "-o", tmp_path / "a.png", code=2)
     assert not (tmp_path / "out").exists()
 
 
@@ -135,7 +140,7 @@ def test_init_refuses_a_folder_that_holds_something(nano_folder, tmp_path):
     run("init", config, tmp_path / "a", "--seed", "5")
     run("init", config, tmp_path / "b", "--seed", "5")
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
-    assert "`folder` must be new or empty" in run("init", config, tmp_path / "a", code=2)
+    assert "is there already" in run("init", config, tmp_path / "a", code=2)
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 

@@ -23,6 +23,10 @@ def test_its_python_lines_run_in_an_empty_folder(tmp_path, monkeypatch, capsys):
     assert names["restored"].shape == (1, 1, 48000)
 
 
+def test_nothing_was_left_to_fill_in():
+    assert not re.findall(r"[A-Z]{2,}_[A-Z]{2,}|TODO|TBD|\?\?", README)
+
+
 def test_it_lists_the_commands_there_are():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert commands == {"info", "init", "encode", "decode", "reconstruct", "plot", "bench"}

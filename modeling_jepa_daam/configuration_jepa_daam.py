@@ -30,6 +30,7 @@ AUTO_MAP = {
 
 IntSequence = list[int] | tuple[int, ...]
 Number = float | int
+MAX_SIZE = 1_000_000  # of any count or width; one more digit is a slip, and would fill the memory
 MAX_CHUNK_S = 15.0  # what the encoder sees at once in training
 
 
@@ -223,6 +224,8 @@ class JepaDaamConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must not be empty")
             if any(item < low for item in values):
                 raise ValueError(f"`{name}` must be at least {low}, got {value}")
+            if any(item > MAX_SIZE for item in values):
+                raise ValueError(f"`{name}` must be at most {MAX_SIZE}, got {value}")
         for name in ("hidden_dropout", "attention_dropout", "mask_ratio", "mask_max_span", "ema_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")

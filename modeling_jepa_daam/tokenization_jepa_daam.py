@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 
 from .audio import check_sampling_rate, file_source, load_audio, read_blocks, to_numpy
-from .configuration_jepa_daam import JepaDaamConfig
+from .configuration_jepa_daam import MAX_SIZE, JepaDaamConfig
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
 from .framing import check_integer, num_frames
 from .model_cache import cached_model
@@ -72,6 +72,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         self.hop_length = check_integer(hop_length, "hop_length")
         self.num_dimensions = check_integer(num_dimensions, "num_dimensions")
         self.group_size = check_integer(group_size, "group_size")
+        if self.num_dimensions > MAX_SIZE:
+            raise ValueError(f"`num_dimensions` must be at most {MAX_SIZE}, got {self.num_dimensions}")
         self.fsq_levels = [check_integer(level, "fsq_levels", low=2) for level in fsq_levels]
         if not self.fsq_levels:
             raise ValueError("`fsq_levels` must not be empty")

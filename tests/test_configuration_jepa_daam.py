@@ -78,6 +78,8 @@ def test_what_tools_hang_on_a_configuration_is_not_saved(tmp_path):
         ({"chunk_frames": 0}, "`chunk_frames` must be at least 1"),
         ({"chunk_frames": 38}, "`chunk_frames` must last at most 15 s, got 15.2 s"),
         ({"mask_position": "before"}, "mask_position"),
+        ({"hidden_size": 2**40}, "`hidden_size` must be at most 1000000"),
+        ({"fsq_levels": (4, 10**9)}, "`fsq_levels` must be at most 1000000"),
         ({"sampling_rate": 0}, "`sampling_rate` must be at least 1"),
     ],
 )

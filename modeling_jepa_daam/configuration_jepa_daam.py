@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from .packing import group_levels, group_vocabulary_sizes
+from .packing import group_levels, group_vocabulary_sizes, repeat_levels
 
 if TYPE_CHECKING:
     # The Hub saves the files that it finds imported here: any one class carries the code of all of them.
@@ -178,8 +178,7 @@ class JepaDaamConfig(PreTrainedConfig):
     @property
     def levels(self) -> tuple[int, ...]:
         """Number of values of each of the `hidden_size` latent dimensions."""
-        repeats = -(-self.hidden_size // len(self.fsq_levels))
-        return (tuple(self.fsq_levels) * repeats)[: self.hidden_size]
+        return repeat_levels(self.fsq_levels, self.hidden_size)
 
     @property
     def tokens_per_frame(self) -> int:

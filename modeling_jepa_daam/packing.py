@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 
 
+def repeat_levels(levels: Sequence[int], dimensions: int) -> tuple[int, ...]:
+    """Repeat a pattern of levels until it covers so many dimensions: `([8, 5], 3)` -> `(8, 5, 8)`."""
+    repeats = -(-dimensions // len(levels))
+    return (tuple(levels) * repeats)[:dimensions]
+
+
 def group_levels(levels: Sequence[int], group_size: int) -> list[tuple[int, ...]]:
     """Cut the levels of a frame's dimensions into the groups that share a token (section 3.2.3).
 

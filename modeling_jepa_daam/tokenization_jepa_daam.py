@@ -17,7 +17,7 @@ from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
 from .framing import check_integer, num_frames
 from .model_cache import cached_model
 from .modeling_jepa_daam import JepaDaamModel
-from .packing import check_tokens, group_levels, group_vocabulary_sizes, pack_frames, unpack_frames
+from .packing import check_tokens, group_levels, group_vocabulary_sizes, pack_frames, repeat_levels, unpack_frames
 from .streaming import AudioTokenStream
 
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
@@ -77,8 +77,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         self.fsq_levels = [check_integer(level, "fsq_levels", low=2) for level in fsq_levels]
         if not self.fsq_levels:
             raise ValueError("`fsq_levels` must not be empty")
-        repeats = -(-num_dimensions // len(self.fsq_levels))
-        self.levels = (tuple(self.fsq_levels) * repeats)[:num_dimensions]
+        self.levels = repeat_levels(self.fsq_levels, num_dimensions)
         self._vocab_size = max(group_vocabulary_sizes(self.levels, group_size))
         self._device, self._dtype, self._publishing = "cpu", "float32", False
         extra = kwargs.pop("extra_special_tokens", None) or []

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from .conformer import ConformerBlock
 from .encoder import JepaDaamEncoder
+from .framing import stretch_mask, zero_padding
 from .masking import block_mask
 from .modeling_jepa_daam import JepaDaamPreTrainedModel
 
@@ -82,8 +83,9 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     """Online encoder, predictor and EMA target encoder with the Stage 1 loss.
 
     `config.mask_position` says where frames are hidden: `"after_encoder"` as printed in the paper, where visible
-    frames have attended to hidden ones, or `"before_conformer"`. The target encoder sees everything, without dropout
-    and without gradients; call `update_target()` after each optimizer step.
+    frames have attended to hidden ones; `"before_conformer"`, where they share with them the reach of the convolutions
+    and the gates' statistics; or `"waveform"`, where they have heard nothing of them. The target encoder sees
+    everything, without dropout and without gradients; call `update_target()` after each optimizer step.
     """
 
     _auto_class = "AutoModelForPreTraining"
@@ -177,13 +179,16 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             )
         context_mask = context_mask.bool().to(self.device)
         valid = None if padding_mask is None else frame_mask
-        hide_first = self.config.mask_position == "before_conformer"
+        place = self.config.mask_position
 
-        frames = self.encoder.extract_frames(input_values, valid)
-        if hide_first:
+        heard = input_values
+        if place == "waveform":
+            heard = zero_padding(input_values, stretch_mask(context_mask, self.config.hop_length))
+        frames = self.encoder.extract_frames(heard, valid)
+        if place != "after_encoder":
             frames = self._hide(frames, context_mask)
         latents = self.encoder.mix_frames(frames, valid)
-        context = latents if hide_first else self._hide(latents, context_mask)
+        context = self._hide(latents, context_mask) if place == "after_encoder" else latents
         predictions = self.predictor(context, valid)
         with torch.no_grad():
             targets = self.target_encoder(input_values, valid)

@@ -11,7 +11,7 @@ from tests.conftest import TINY, noise
 BATCH = torch.tensor(noise(2 * 1200)).view(2, 1, 1200)
 
 
-@pytest.fixture(params=["after_encoder", "before_conformer"])
+@pytest.fixture(params=["after_encoder", "before_conformer", "waveform"])
 def model(request):
     torch.manual_seed(0)
     return JepaDaamForPreTraining(JepaDaamConfig(**TINY, mask_position=request.param))

@@ -1,0 +1,257 @@
+"""The configuration of a training run: YAML files of base and deltas, overrides, and checks of every key."""
+
+import dataclasses
+import os
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from modeling_jepa_daam import JepaDaamConfig
+from modeling_jepa_daam.configuration_jepa_daam import MAX_CHUNK_S
+from modeling_jepa_daam.files import replacing
+
+BASE_KEY = "base"  # of a YAML file: the file that it changes
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which recordings to train on, and how they become batches."""
+
+    sources: tuple[str, ...] = ()  # files: tar files and folders; manifest: JSONL files; dataset: one Hub id or folder
+    format: Literal["files", "manifest", "dataset"] = "files"
+    split: str = "train"  # of a dataset
+    name: str | None = None  # configuration of a dataset
+    speaker_column: str | None = None  # of a dataset; a recording without speaker is its own
+    where: dict[str, Any] = field(default_factory=dict)  # metadata that a recording must have, as {"language": "en"}
+    held_out_share: float = 0.01  # of the speakers, for validation
+    segment_s: float = 15.0  # longest segment, seconds
+    min_segment_s: float = 0.8  # shorter recordings are left out, seconds; two frames at 2.5 Hz
+    batch_size: int = 32  # segments of a batch, per process, at most
+    recordings_per_round: int = 256  # recordings whose segments are shuffled together
+    bucket_batches: int = 8  # batches that are cut from segments sorted by length; 1 to leave them unsorted
+    num_workers: int = 2  # processes that load data, per training process; 0 to load in the training process
+    max_unreadable_share: float = 0.01  # of the recordings; more of them end the run
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The model: a folder with a `config.json`, and what to change in it."""
+
+    config: str = "hub_configs/jepa-daam-24khz"
+    overrides: dict[str, Any] = field(default_factory=dict)  # any field of JepaDaamConfig, as {"daam_alpha": 0.1}
+    weights: str | None = None  # checkpoint folder or Hub id to start from; drawn from the seed if null
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW as in section 2.5.2 of the paper."""
+
+    learning_rate: float = 1.5e-4
+    betas: tuple[float, float] = (0.8, 0.99)
+    weight_decay: float = 1e-3
+    warmup_steps: int = 0  # steps over which the learning rate rises linearly
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    accumulation_steps: int = 1  # batches of one step, per process
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, where to, and how often to look."""
+
+    output: str = "runs/pretrain"  # folder of checkpoints, logs and the trained model
+    seed: int = 0
+    max_steps: int = 24_000  # optimizer steps
+    log_every: int = 50  # steps
+    eval_every: int = 1000  # steps
+    eval_batches: int = 16  # per process, at most
+    save_every: int = 500  # steps
+    keep_checkpoints: int = 3
+    resume: str = "auto"  # "auto": the newest checkpoint of `output`, if any; or a checkpoint folder
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    progress: bool = True  # a live line on the terminal
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Stage 1. The defaults are the paper's."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelSection = field(default_factory=ModelSection)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self):
+        """Check ranges.
+
+        Raises:
+            ValueError: If a value lies outside its range; names the key.
+        """
+        at_least = {
+            "data.batch_size": 1, "data.recordings_per_round": 1, "data.bucket_batches": 1, "data.num_workers": 0,
+            "optim.warmup_steps": 0, "optim.accumulation_steps": 1, "run.seed": 0, "run.max_steps": 1,
+            "run.log_every": 1, "run.eval_every": 1, "run.eval_batches": 0, "run.save_every": 1,
+            "run.keep_checkpoints": 1,
+        }  # fmt: skip
+        for key, low in at_least.items():
+            if self._value(key) < low:
+                raise ValueError(f"`{key}` must be at least {low}, got {self._value(key)}")
+        for key in ("data.held_out_share", "data.max_unreadable_share"):
+            if not 0.0 <= self._value(key) < 1.0:
+                raise ValueError(f"`{key}` must lie in [0, 1), got {self._value(key)}")
+        for key in ("data.segment_s", "optim.learning_rate", "optim.max_grad_norm"):
+            if not 0.0 < self._value(key) < float("inf"):
+                raise ValueError(f"`{key}` must be positive and finite, got {self._value(key)}")
+        if not 0.0 <= self.optim.weight_decay < float("inf"):
+            raise ValueError(f"`optim.weight_decay` must be at least 0 and finite, got {self.optim.weight_decay}")
+        if not all(0.0 <= beta < 1.0 for beta in self.optim.betas):
+            raise ValueError(f"`optim.betas` must lie in [0, 1), got {self.optim.betas}")
+        if self.data.segment_s > MAX_CHUNK_S:
+            raise ValueError(f"`data.segment_s` must be at most {MAX_CHUNK_S:g}, got {self.data.segment_s}")
+        if not 0.0 < self.data.min_segment_s <= self.data.segment_s / 2:
+            raise ValueError(
+                f"`data.min_segment_s` must be positive and at most half of `data.segment_s`, "
+                f"got {self.data.min_segment_s} and {self.data.segment_s}"
+            )
+        if not self.data.sources:
+            raise ValueError("`data.sources` is empty: name tar files, folders, a manifest or a dataset")
+        if self.data.format == "dataset" and len(self.data.sources) != 1:
+            raise ValueError(f"`data.sources` must name one dataset, got {list(self.data.sources)}")
+
+    def _value(self, key: str) -> Any:
+        section, name = key.split(".")
+        return getattr(getattr(self, section), name)
+
+    def model_config(self) -> JepaDaamConfig:
+        """The model's configuration.
+
+        Raises:
+            ValueError: If `model.config` is no folder with a configuration, or `model.overrides` do not fit it.
+        """
+        source = Path(self.model.config)
+        if not (source / "config.json").is_file():
+            raise ValueError(f"`model.config` must be a folder with a config.json, got {self.model.config!r}")
+        values = JepaDaamConfig.from_pretrained(source).to_dict() | self.model.overrides
+        return JepaDaamConfig(**values)
+
+
+def load_config(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> PretrainConfig:
+    """Read a run's configuration.
+
+    Args:
+        path: YAML file. Its key `base` may name another file, relative to it, whose values it changes.
+        overrides: `section.key=value`, the value in YAML; `section.key.name=value` sets one entry of a mapping.
+
+    Returns:
+        The configuration, checked.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a key is unknown, or a value has the wrong type or range.
+    """
+    values = _read(Path(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"an override must look like section.key=value, got {override!r}")
+        value: Any = yaml.safe_load(text)
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        values = _merge(values, value)
+    return _build(PretrainConfig, values, "")
+
+
+def save_config(config: PretrainConfig, path: str | os.PathLike) -> None:
+    """Write the whole configuration, defaults and all, as YAML that `load_config` reads."""
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
+
+
+def flatten(config: PretrainConfig) -> dict[str, Any]:
+    """Settings as `section.key: value`, for trackers."""
+    sections = dataclasses.asdict(config).items()
+    return {f"{section}.{key}": str(value) for section, values in sections for key, value in values.items()}
+
+
+def differences(config: PretrainConfig, other: PretrainConfig, sections: tuple[str, ...]) -> list[str]:
+    """Say in which keys of `sections` two configurations differ, as `section.key: one, other`."""
+    found = []
+    for section in sections:
+        mine, its = getattr(config, section), getattr(other, section)
+        for item in dataclasses.fields(mine):
+            one, two = getattr(mine, item.name), getattr(its, item.name)
+            if one != two:
+                found.append(f"{section}.{item.name}: {one!r}, {two!r}")
+    return found
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
+    if path.resolve() in seen:
+        raise ValueError(f"`{BASE_KEY}`: {path} is a base of itself")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such configuration: {path}")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold sections, got {type(values).__name__}")
+    base = values.pop(BASE_KEY, None)
+    return values if base is None else _merge(_read(path.parent / base, (*seen, path.resolve())), values)
+
+
+def _merge(values: dict, changes: dict) -> dict:
+    merged = dict(values)
+    for key, change in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
+    return merged
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"`{where}` must be a section, got {values!r}")
+    known = typing.get_type_hints(cls)
+    unknown = [f"`{where}{'.' if where else ''}{key}`" for key in values if key not in known]
+    if unknown:
+        raise ValueError(f"unknown configuration keys: {', '.join(unknown)}; known here: {', '.join(known)}")
+    return cls(**{key: _convert(known[key], value, f"{where}.{key}".lstrip(".")) for key, value in values.items()})
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    """Bring a YAML value to a field's type, or say that it does not fit."""
+    if dataclasses.is_dataclass(kind):
+        return _build(typing.cast(type, kind), {} if value is None else value, key)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"`{key}` must be one of {', '.join(map(repr, arguments))}, got {value!r}")
+    if origin in (typing.Union, types.UnionType):  # `X | None`
+        return None if value is None else _convert(arguments[0], value, key)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(_convert(kind, item, key) for kind, item in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return value
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise ValueError(f"`{key}` must be of type {expected}, got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,261 @@
+"""Stage 1: train a JEPA encoder by masked prediction in latent space (section 2 of the paper).
+
+    accelerate launch -m training.pretrain_encoder CONFIG.yaml [section.key=value ...]
+
+Killed at any moment and started again with the same command, a run goes on as if nothing had happened. All randomness
+of a step is a function of the seed, the step and the process, so that a checkpoint need not hold it.
+"""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from accelerate import Accelerator
+from torch import Tensor
+
+from modeling_jepa_daam import JepaDaamFeatureExtractor, JepaDaamForPreTraining
+from modeling_jepa_daam.files import replacing
+from modeling_jepa_daam.framing import lengths_to_mask
+
+from .checkpointing import find_checkpoint, load_checkpoint, remove_half_written, save_checkpoint
+from .collapse import MIN_PREDICTION_STD, SIGNS, collapse_signs
+from .config import OptimConfig, PretrainConfig, differences, flatten, load_config, save_config
+from .data import BatchLoader, SegmentBatch
+from .recordings import open_corpus, read_rows, select_speakers, stream_rows, write_rows
+from .tracking import RunLog, SpeedMeter
+
+EVALUATION_SEED = 0  # of the order and the masks of held-out speech: the same in every evaluation of every run
+
+
+def main(config: PretrainConfig) -> Path:
+    """Train, and return the folder of the trained model.
+
+    Raises:
+        ValueError: If the output folder holds a run with other settings, a checkpoint is damaged or of another number
+            of processes, or there are no recordings to train on or to hold out.
+        UnreadableRecordingsError: If too many recordings cannot be read.
+        FloatingPointError: If the loss is not finite.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.optim.accumulation_steps,
+        log_with=None if config.run.tracker == "none" else config.run.tracker,
+        project_dir=config.run.output,
+    )
+    output = Path(config.run.output)
+    checkpoints = output / "checkpoints"
+    checkpoint = find_checkpoint(checkpoints, config.run.resume)
+    if accelerator.is_main_process:
+        prepare_output(config, output, fresh=checkpoint is None)
+    accelerator.wait_for_everyone()
+
+    jepa = make_model(config)
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in jepa.parameters() if parameter.requires_grad],
+        lr=config.optim.learning_rate,
+        betas=config.optim.betas,
+        weight_decay=config.optim.weight_decay,
+    )
+    if accelerator.state.deepspeed_plugin is not None:  # which would ask a data loader of Accelerate's
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.batch_size
+    model, optimizer = accelerator.prepare(jepa, optimizer)
+    training, held_out = (make_loader(config, accelerator, jepa.config.sampling_rate, which) for which in (False, True))
+
+    step = 0  # optimizer steps done
+    if checkpoint is not None:
+        step, position = load_checkpoint(accelerator, checkpoint)
+        training.load_state_dict(position)
+    log = RunLog(accelerator, output, step, config.run.max_steps, flatten(config), config.run.progress)
+    if checkpoint is not None:
+        log.say(f"going on from {checkpoint}")
+    meter = SpeedMeter(jepa.config.sampling_rate, accelerator.num_processes)
+    batches = iter(training)
+    model.train()
+    while step < config.run.max_steps:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config.optim)
+        for micro_step in range(config.optim.accumulation_steps):
+            with meter.waiting():
+                batch = next(batches)
+            generator = seed_randomness(config.run.seed, step, micro_step, accelerator.process_index)
+            with accelerator.accumulate(model):
+                result = model(**model_inputs(batch, accelerator.device), generator=generator)
+                accelerator.backward(result.loss)
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            meter.add(batch)
+            log.unreadable(batch)
+        jepa.update_target()  # eq. 11, after the step, outside autograd
+        step += 1
+        log.advance(step)
+
+        if step % config.run.log_every == 0:
+            signs = collapse_signs(result.predictions, result.targets, result.context_mask, result.frame_mask)
+            metrics = mean_over_processes(accelerator, {"loss/predict": result.loss, **signs})
+            check_health(metrics, step, log, accelerator)
+            metrics["optim/grad_norm"] = float(grad_norm)
+            metrics["optim/learning_rate"] = learning_rate(step - 1, config.optim)
+            log.write(step, metrics | {f"data/{key}": value for key, value in training.counts().items()} | meter.read())
+        if step % config.run.eval_every == 0 or step == config.run.max_steps:
+            log.write(step, evaluate(accelerator, jepa, held_out, config))
+        if step % config.run.save_every == 0 or step == config.run.max_steps:
+            save_checkpoint(accelerator, checkpoints, step, training.state_dict(), config.run.keep_checkpoints)
+
+    trained = output / "model"
+    if accelerator.is_main_process:
+        save_trained(jepa, trained)
+    log.close()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # last: without it, processes that stream data can abort as they exit
+    return trained
+
+
+def prepare_output(config: PretrainConfig, output: Path, fresh: bool) -> None:
+    """Write the settings and the list of recordings for all processes; or check that the run to go on is the same."""
+    output.mkdir(parents=True, exist_ok=True)
+    remove_half_written(output / "checkpoints")
+    settings = output / "config.yaml"
+    if not fresh and settings.exists():
+        changed = differences(load_config(settings), config, ("data", "model", "optim"))
+        if changed:
+            raise ValueError(
+                f"`run.output`: {output} holds a run with other settings; take another folder, or go on with its own. "
+                f"Its settings and yours: {'; '.join(changed)}"
+            )
+    save_config(config, settings)
+    listing = output / "recordings.jsonl"
+    if config.data.format != "dataset" and (fresh or not listing.exists()):
+        with replacing(listing) as temporary:
+            write_rows(open_corpus(config.data), temporary)
+
+
+def make_model(config: PretrainConfig) -> JepaDaamForPreTraining:
+    """The model to train, with weights drawn from the seed or loaded; alike in every process."""
+    torch.manual_seed(config.run.seed)
+    model_config = config.model_config()
+    if config.model.weights is None:
+        return JepaDaamForPreTraining(model_config)
+    return JepaDaamForPreTraining.from_pretrained(config.model.weights, config=model_config, dtype=torch.float32)
+
+
+def make_loader(config: PretrainConfig, accelerator: Accelerator, sampling_rate: int, held_out: bool) -> BatchLoader:
+    """This process's batches: without end to train on, or once through the held-out speakers."""
+    if config.data.format == "dataset":
+        recordings = open_corpus(config.data)
+    else:
+        recordings = stream_rows(read_rows(Path(config.run.output) / "recordings.jsonl"))
+    return BatchLoader(
+        select_speakers(recordings, config.data.held_out_share, held_out),
+        config.data,
+        sampling_rate,
+        seed=EVALUATION_SEED if held_out else config.run.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        max_epochs=1 if held_out else None,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def learning_rate(step: int, optim: OptimConfig) -> float:
+    """Of the step after `step` steps: a linear rise, then constant."""
+    return optim.learning_rate * min(1.0, (step + 1) / (optim.warmup_steps + 1))
+
+
+def seed_randomness(seed: int, step: int, micro_step: int, process: int) -> torch.Generator:
+    """Seed torch (dropout), and return the source of a batch's masks."""
+    for_torch, for_masks = np.random.SeedSequence([seed, step, micro_step, process]).generate_state(2, np.uint64)
+    torch.manual_seed(int(for_torch))
+    return torch.Generator().manual_seed(int(for_masks))
+
+
+def model_inputs(batch: SegmentBatch, device: torch.device) -> dict[str, Tensor | None]:
+    """`input_values (batch, 1, samples)` and, unless all segments are equally long, `padding_mask`."""
+    samples = batch.samples.to(device, non_blocking=True)
+    lengths = batch.lengths.to(device)
+    whole = bool((batch.lengths == samples.shape[-1]).all())
+    return {
+        "input_values": samples[:, None],
+        "padding_mask": None if whole else lengths_to_mask(lengths, samples.shape[-1]),
+    }
+
+
+def mean_over_processes(accelerator: Accelerator, values: dict[str, Tensor]) -> dict[str, float]:
+    """Means of scalars, as floats."""
+    stacked = torch.stack([value.detach().float() for value in values.values()])
+    return dict(zip(values, accelerator.reduce(stacked, "mean").tolist(), strict=True))
+
+
+def check_health(metrics: dict[str, float], step: int, log: RunLog, accelerator: Accelerator) -> None:
+    """Warn of a collapse (section 2.5.2); stop where there is nothing left to train."""
+    # In float16 a step may overflow: the loss scale skips it, and sinks.
+    if not math.isfinite(metrics["loss/predict"]) and accelerator.mixed_precision != "fp16":
+        raise FloatingPointError(f"the loss is {metrics['loss/predict']} at step {step}")
+    if metrics["std/predictions"] < MIN_PREDICTION_STD and accelerator.is_main_process:
+        log.say(
+            f"warning: step {step}: the standard deviation of the predictions is {metrics['std/predictions']:.2g}, "
+            f"below {MIN_PREDICTION_STD}: the model may have collapsed"
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator, jepa: JepaDaamForPreTraining, loader: BatchLoader, config: PretrainConfig
+) -> dict[str, float]:
+    """Mean loss and signs of collapse over held-out speakers, each batch weighted by its hidden frames."""
+    if config.data.held_out_share == 0.0:
+        return {}
+    jepa.eval()
+    totals: dict[str, Tensor] = {}
+    weights = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(loader.take(config.run.eval_batches)):
+        generator = seed_randomness(EVALUATION_SEED, number, 0, accelerator.process_index)
+        with accelerator.autocast():
+            result = jepa(**model_inputs(batch, accelerator.device), generator=generator)
+        weight = (result.frame_mask & ~result.context_mask).sum()
+        signs = collapse_signs(result.predictions, result.targets, result.context_mask, result.frame_mask)
+        for name, value in {"loss/predict": result.loss, **signs}.items():
+            totals[name] = totals.get(name, torch.zeros_like(weights)) + weight * value
+        weights += weight
+    jepa.train()
+    names = ["loss/predict", *SIGNS]
+    summed = accelerator.reduce(
+        torch.stack([weights, *(totals.get(name, torch.zeros_like(weights)) for name in names)])
+    )
+    if summed[0] == 0:
+        raise ValueError(f"no held-out speech: `data.held_out_share` = {config.data.held_out_share} leaves no speaker")
+    return {f"held_out/{name}": float(value / summed[0]) for name, value in zip(names, summed[1:], strict=True)}
+
+
+def save_trained(jepa: JepaDaamForPreTraining, folder: Path) -> None:
+    """Save the model as transformers does, with its feature extractor."""
+    with replacing(folder) as temporary:
+        jepa.save_pretrained(temporary)
+        JepaDaamFeatureExtractor.from_config(jepa.config).save_pretrained(temporary)
+        if folder.exists():  # of a run that had fewer steps
+            shutil.rmtree(folder)
+
+
+def command(
+    config: Annotated[Path, typer.Argument(help="YAML file; see training/configs/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value, as in optim.learning_rate=3e-4.")
+    ] = None,
+) -> None:
+    """Stage 1: train a JEPA encoder on speech."""
+    try:
+        settings = load_config(config, overrides or [])
+        settings.model_config()
+    except (ValueError, FileNotFoundError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    trained = main(settings)
+    typer.echo(f"trained model: {trained}")
+
+
+if __name__ == "__main__":
+    typer.run(command)

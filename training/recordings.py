@@ -1,0 +1,261 @@
+"""Where the recordings of a corpus lie: every kind of source as one `datasets` stream of recordings, not yet decoded.
+
+An example of the stream is a row of `RECORDING`: where a sound file is, whose voice it holds, and its bytes if the
+source has no file of its own. What is not a `datasets` repository is listed once; each recording is then a shard
+of the stream, so that `datasets` shuffles recordings among all speakers without a buffer, and splits them among
+processes without a remainder.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+from datasets import Audio, Features, IterableDataset, Value
+
+from .config import DataConfig
+
+RECORDING = Features(
+    {
+        "name": Value("string"),  # unique in the corpus
+        "speaker": Value("string"),
+        "path": Value("string"),  # of the file, or of the tar file that holds it
+        "offset": Value("int64"),  # of its first byte in there
+        "size": Value("int64"),  # in bytes; -1 for all of the file
+        "content": Value("binary"),  # the file itself, if there is no path
+    }
+)
+AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+MANIFEST_PATHS = ("path", "audio_filepath", "file")
+SPEAKER_COLUMNS = ("speaker_id", "speaker", "client_id", "reader")
+
+
+def open_corpus(data: DataConfig) -> IterableDataset | list[dict]:
+    """The recordings of `data.sources`: a `datasets` stream for a dataset, else the list of all rows, by name.
+
+    Raises:
+        FileNotFoundError: If a source does not exist.
+        ValueError: If no recording is found, a manifest is damaged, or a dataset has no audio.
+    """
+    if data.format == "dataset":
+        return _dataset_stream(data)
+    list_source = list_manifest if data.format == "manifest" else list_files
+    rows = [row for source in data.sources for row in list_source(source, data.where)]
+    if not rows:
+        wanted = f" with {data.where}" if data.where else ""
+        raise ValueError(f"`data.sources`: no recordings{wanted} in {', '.join(data.sources)}")
+    return sorted(rows, key=lambda row: row["name"])
+
+
+def stream_rows(rows: list[dict]) -> IterableDataset:
+    """A stream of listed recordings, each a shard of its own."""
+    return IterableDataset.from_generator(_each, features=RECORDING, gen_kwargs={"rows": rows})
+
+
+def _each(rows: list[dict]) -> Iterator[dict]:
+    yield from rows
+
+
+def select_speakers(recordings: IterableDataset, held_out_share: float, held_out: bool) -> IterableDataset:
+    """Keep the recordings of held-out speakers, or all others."""
+    keep = functools.partial(_keep, share=held_out_share, held_out=held_out)
+    return recordings.filter(keep, input_columns="speaker")
+
+
+def _keep(speaker: str, share: float, held_out: bool) -> bool:
+    return is_held_out(speaker, share) == held_out
+
+
+def is_held_out(speaker: str, share: float) -> bool:
+    """Whether a speaker is kept from training: for about `share` of all names, always the same ones."""
+    return int.from_bytes(hashlib.sha256(speaker.encode()).digest()[:8], "big") < share * 2**64
+
+
+def list_files(source: str, where: dict[str, Any]) -> Iterator[dict]:
+    """List the recordings of a tar file or of a folder, at any depth, without reading or unpacking them.
+
+    A recording's metadata is the `.json` file beside it, if any: its `speaker` counts, then the path in LibriLight's
+    layout, `small/speaker/book/chapter.flac`. Tar files in a folder are listed as well.
+
+    Args:
+        source: Tar file or folder.
+        where: Metadata that a recording must have.
+
+    Yields:
+        Rows of `RECORDING`.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(item for item in path.rglob("*") if item.is_file())
+        for file in files:
+            if file.suffix == ".tar":
+                yield from _list_tar(file, where)
+            elif file.suffix.lower() in AUDIO_SUFFIXES:
+                sidecar = file.with_suffix(".json")
+                metadata = _metadata(sidecar.read_bytes(), str(sidecar)) if sidecar.is_file() else {}
+                name = str(Path(path.name, file.relative_to(path)))
+                yield from _row_if(where, metadata, name, file, 0, -1)
+    elif path.is_file():
+        yield from _list_tar(path, where)
+    else:
+        raise FileNotFoundError(f"`data.sources`: no such tar file or folder: {source}")
+
+
+def _list_tar(path: Path, where: dict[str, Any]) -> Iterator[dict]:
+    members, sidecars = {}, {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                stem, suffix = os.path.splitext(member.name)
+                if member.isfile() and suffix.lower() in AUDIO_SUFFIXES:
+                    members[member.name] = (member.offset_data, member.size)
+                elif member.isfile() and suffix == ".json":
+                    content = tar.extractfile(member)
+                    assert content is not None  # it is a file
+                    sidecars[stem] = _metadata(content.read(), f"{path}: {member.name}")
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"`data.sources`: {path} is no tar file, or damaged (compressed ones do not serve): {error}"
+        ) from error
+    for name, (offset, size) in members.items():
+        yield from _row_if(where, sidecars.get(os.path.splitext(name)[0], {}), name, path, offset, size)
+
+
+def _metadata(text: bytes, label: str) -> dict:
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"`data.sources`: {label} is not JSON: {error}") from error
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _row_if(where: dict, metadata: dict, name: str, path: Path, offset: int, size: int) -> Iterator[dict]:
+    if all(metadata.get(key) == value for key, value in where.items()):
+        folders = Path(name).parts[:-1]
+        speaker = metadata.get("speaker") or (folders[-2] if len(folders) > 1 else folders[-1] if folders else name)
+        yield {
+            "name": name,
+            "speaker": str(speaker),
+            "path": str(path.absolute()),
+            "offset": offset,
+            "size": size,
+            "content": None,
+        }
+
+
+def list_manifest(source: str, where: dict[str, Any]) -> Iterator[dict]:
+    """List the recordings of a JSONL file: `path` (or `audio_filepath`, `file`), from its own folder on, and `speaker`.
+
+    Yields:
+        Rows of `RECORDING`. Whether the files exist shows when they are read.
+    """
+    if not os.path.isfile(source):
+        raise FileNotFoundError(f"`data.sources`: no such manifest: {source}")
+    with open(source, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                metadata = _metadata(line.encode(), f"{source}, line {number},")
+                path = next((metadata[key] for key in MANIFEST_PATHS if metadata.get(key)), None)
+                if path is None:
+                    raise ValueError(
+                        f"`data.sources`: {source}, line {number}, has none of {', '.join(MANIFEST_PATHS)}"
+                    )
+                yield from _row_if(where, metadata, path, Path(source).parent / path, 0, -1)
+
+
+def _dataset_stream(data: DataConfig) -> IterableDataset:
+    """Any audio dataset of the Hub or of this machine, not decoded; Parquet row groups become shards."""
+    stream = datasets.load_dataset(data.sources[0], data.name, split=data.split, streaming=True)
+    columns = stream.features or {}
+    audio = next((name for name, feature in columns.items() if isinstance(feature, Audio)), None)
+    if audio is None:
+        raise ValueError(f"`data.sources`: {data.sources[0]} has no audio column, only {', '.join(columns) or 'none'}")
+    speaker = data.speaker_column or next((name for name in SPEAKER_COLUMNS if name in columns), None)
+    missing = [name for name in [*data.where, *([speaker] if speaker else [])] if name not in columns]
+    if missing:
+        raise ValueError(
+            f"`data.where` and `data.speaker_column`: {data.sources[0]} has no columns {', '.join(missing)}, "
+            f"only {', '.join(columns)}"
+        )
+    stream = stream.cast_column(audio, Audio(decode=False)).reshard()
+    if data.where:
+        stream = stream.filter(functools.partial(_has, where=data.where))
+    to_row = functools.partial(_row_of_example, audio=audio, speaker=speaker)
+    return stream.map(to_row, with_indices=True, remove_columns=list(columns), features=RECORDING)
+
+
+def _has(example: dict, where: dict) -> bool:
+    return all(example[key] == value for key, value in where.items())
+
+
+def _row_of_example(example: dict, index: int, audio: str, speaker: str | None) -> dict:
+    path, content = example[audio]["path"] or "", example[audio]["bytes"]
+    name = path or f"example {index}"
+    if content is None and "://" in path:  # a file on the Hub, of a dataset that is not Parquet
+        with fsspec.open(path, "rb") as file:
+            content = file.read()
+    return {
+        "name": name,
+        "speaker": str(example[speaker]) if speaker else name,
+        "path": path,
+        "offset": 0,
+        "size": -1,
+        "content": content,
+    }
+
+
+class FileWindow(io.RawIOBase):
+    """A part of a file, as a file: a member of a tar file, say.
+
+    Args:
+        path: The file.
+        offset: Position of the part's first byte.
+        size: Bytes of the part.
+    """
+
+    def __init__(self, path: str, offset: int, size: int):
+        self._file = open(path, "rb")  # noqa: SIM115 closed with this object
+        self._offset, self._size, self._position = offset, size, 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence])
+        return self._position
+
+    def readinto(self, buffer) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._offset + self._position)
+        read = self._file.readinto(memoryview(buffer)[:wanted])
+        self._position += read
+        return read
+
+
+def write_rows(rows: Iterable[dict], path: str | os.PathLike) -> None:
+    """Write listed recordings as JSONL."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_rows(path: str | os.PathLike) -> list[dict]:
+    """Read what `write_rows` wrote."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

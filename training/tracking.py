@@ -1,0 +1,154 @@
+"""What a run tells while it goes: `metrics.jsonl` beside its checkpoints, a tracker, a line on the terminal."""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from modeling_jepa_daam.files import replacing
+
+from .data import SegmentBatch
+
+
+class RunLog:
+    """Metrics of a run; only the main process writes.
+
+    Args:
+        accelerator: Of the run; its trackers are started.
+        folder: Of the run.
+        first_step: Steps done so far: what was logged after them, before an interruption, is dropped.
+        max_steps: Steps of the whole run.
+        settings: Flat settings for the tracker.
+        live: Whether to show a live line, where there is a terminal; else a line is printed for each entry.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: str | os.PathLike,
+        first_step: int,
+        max_steps: int,
+        settings: dict[str, Any],
+        live: bool = True,
+    ):
+        self._accelerator = accelerator
+        self.path = Path(folder) / "metrics.jsonl"
+        self._console = Console(stderr=True, soft_wrap=True)
+        if accelerator.is_main_process:
+            drop_after(self.path, first_step)
+        options = {"tensorboard": {"purge_step": first_step + 1}} if first_step else {}
+        accelerator.init_trackers("jepa-daam", config=settings, init_kwargs=options)
+        self._progress = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            disable=not (live and accelerator.is_main_process and self._console.is_terminal),
+        )
+        self._task = self._progress.add_task("step", total=max_steps, completed=first_step, figures="")
+        self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+        self._progress.update(self._task, completed=step)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Log one step's metrics."""
+        if self._accelerator.is_main_process:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._accelerator.log(metrics, step=step)
+            figures = describe(metrics)
+            self._progress.update(self._task, figures=figures)
+            if self._progress.disable:
+                self._console.print(f"step {step}: {figures}", markup=False, highlight=False)
+
+    def unreadable(self, batch: SegmentBatch) -> None:
+        """Name the recordings that could not be read, if any."""
+        for name, reason in batch.unreadable:
+            self.say(f"warning: unreadable, left out: {name}: {reason}")
+
+    def say(self, text: str) -> None:
+        """A message, from whichever process."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was. The trackers close with `accelerator.end_training()`."""
+        self._progress.stop()
+
+
+class SpeedMeter:
+    """Speed since the last reading, and the share of time that was spent waiting for data.
+
+    Args:
+        sampling_rate: Of the batches (Hz).
+        num_processes: That train at the same time, each at about this speed.
+    """
+
+    def __init__(self, sampling_rate: int, num_processes: int):
+        self._samples_per_hour = 3600 * sampling_rate
+        self._num_processes = num_processes
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start, self._waited, self._samples, self._batches = time.perf_counter(), 0.0, 0, 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for a batch."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def add(self, batch: SegmentBatch) -> None:
+        """A batch is done."""
+        self._samples += int(batch.lengths.sum())
+        self._batches += 1
+
+    def read(self) -> dict[str, float]:
+        """Batches a second, audio-hours an hour over all processes, share of time waiting for data."""
+        elapsed = time.perf_counter() - self._start
+        hours = self._samples / self._samples_per_hour * self._num_processes
+        figures = {
+            "speed/batches_per_s": self._batches / elapsed,
+            "speed/audio_hours_per_hour": 3600 * hours / elapsed,
+            "speed/data_wait_share": self._waited / elapsed,
+        }
+        self._restart()
+        return figures
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """The few figures that a person wants to see at once."""
+    shown = {
+        "loss/predict": "loss {:.4f}",
+        "held_out/loss/predict": "held-out loss {:.4f}",
+        "std/predictions": "std {:.3f}",
+        "rank/targets": "rank {:.1f}",
+        "speed/audio_hours_per_hour": "{:.0f} h/h",
+        "speed/data_wait_share": "data wait {:.1%}",
+    }
+    return ", ".join(form.format(metrics[key]) for key, form in shown.items() if key in metrics)
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drop what a metrics file says of later steps, and a line that was half written."""
+    if not path.exists():
+        return
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in read_metrics(path) if entry["step"] <= step))
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
+    """The entries of a `metrics.jsonl`, but for a last line that was half written."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last line end is not whole

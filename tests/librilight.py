@@ -36,6 +36,7 @@ def make_librilight(folder: Path, chapter_s: float = 20.0, chapters: int = 2) ->
     Returns:
         The folder `small`.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     small = folder / "small"
     with tarfile.open(folder / "small.tar", "w") as tar:
         for speaker, paths in recordings().items():

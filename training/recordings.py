@@ -184,7 +184,8 @@ def _dataset_stream(data: DataConfig) -> IterableDataset:
             f"`data.where` and `data.speaker_column`: {data.sources[0]} has no columns {', '.join(missing)}, "
             f"only {', '.join(columns)}"
         )
-    stream = stream.cast_column(audio, Audio(decode=False)).reshard()
+    stream = stream.reshard()
+    stream.info.features = None  # as the files have it: even Audio(decode=False) wants torchcodec for a path
     if data.where:
         stream = stream.filter(functools.partial(_has, where=data.where))
     to_row = functools.partial(_row_of_example, audio=audio, speaker=speaker)
@@ -196,7 +197,8 @@ def _has(example: dict, where: dict) -> bool:
 
 
 def _row_of_example(example: dict, index: int, audio: str, speaker: str | None) -> dict:
-    path, content = example[audio]["path"] or "", example[audio]["bytes"]
+    sound = example[audio] if isinstance(example[audio], dict) else {"path": example[audio]}
+    path, content = sound.get("path") or "", sound.get("bytes")
     name = path or f"example {index}"
     if content is None and "://" in path:  # a file on the Hub, of a dataset that is not Parquet
         with fsspec.open(path, "rb") as file:

@@ -1,0 +1,309 @@
+import collections
+import dataclasses
+import itertools
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import soundfile
+import soxr
+import torch
+
+from tests.librilight import make_librilight
+from training.config import DataConfig
+from training.data import (
+    MIN_RECORDINGS_TO_JUDGE,
+    BatchLoader,
+    SegmentStream,
+    UnreadableRecordingsError,
+    cut_into_batches,
+    read_segment,
+)
+from training.recordings import FileWindow, is_held_out, open_corpus, select_speakers, stream_rows
+
+RATE = 24000
+SMALL = DataConfig(
+    sources=("unused",), segment_s=2.0, batch_size=3, recordings_per_round=5, bucket_batches=2, num_workers=0
+)
+
+
+@pytest.fixture(scope="module")
+def librilight(tmp_path_factory):
+    """Six speakers with two chapters of 5 and 10 s each, as `small/` and as `small.tar`."""
+    return make_librilight(tmp_path_factory.mktemp("librilight"), chapter_s=5.0)
+
+
+@pytest.fixture(scope="module")
+def rows(librilight):
+    return open_corpus(dataclasses.replace(SMALL, sources=(str(librilight.with_suffix(".tar")),)))
+
+
+def stream(rows, data=SMALL, seed=0, **options):
+    return SegmentStream(stream_rows(rows), data, RATE, seed, **options)
+
+
+def same(batch, other):
+    return (
+        batch.segments == other.segments
+        and torch.equal(batch.samples, other.samples)
+        and torch.equal(batch.lengths, other.lengths)
+    )
+
+
+def interrupted_after_each(make, num_batches):
+    """The first batches of a stream that is made anew after each of them, from its position as a file keeps it."""
+    position = None
+    for _ in range(num_batches):
+        batch = next(iter(make(position)))
+        position = json.loads(json.dumps(batch.position))
+        yield batch
+
+
+def expected_segments(rows, segment_s=2.0):
+    expected = collections.Counter()
+    for row in rows:
+        duration_s = 5.0 if "chapter_00" in row["name"] else 10.0 + 7 / 16000
+        num_segments = int(np.ceil(duration_s / segment_s))
+        expected.update((row["name"], index, num_segments) for index in range(num_segments))
+    return expected
+
+
+def delivered(batches):
+    return collections.Counter(segment for batch in batches for segment in batch.segments)
+
+
+def test_a_tar_lists_what_the_folder_lists(librilight, rows):
+    folder = open_corpus(dataclasses.replace(SMALL, sources=(str(librilight),)))
+    assert len(rows) == 12
+    assert [(row["name"], row["speaker"]) for row in folder] == [(row["name"], row["speaker"]) for row in rows]
+    assert {row["speaker"] for row in rows} == {"533", "1688", "1998", "2414", "2609", "3005"}
+    for packed, plain in zip(rows, folder, strict=True):
+        with FileWindow(packed["path"], packed["offset"], packed["size"]) as window:
+            assert window.read() == (librilight.parent / packed["name"]).read_bytes()
+        np.testing.assert_array_equal(read_segment(packed, 1, 3, RATE), read_segment(plain, 1, 3, RATE))
+
+
+def test_the_speaker_comes_from_the_path_without_metadata(librilight, tmp_path):
+    shutil.copytree(librilight, tmp_path / "small", ignore=shutil.ignore_patterns("*.json"))
+    rows = open_corpus(dataclasses.replace(SMALL, sources=(str(tmp_path / "small"),)))
+    assert {row["speaker"] for row in rows} == {"533", "1688", "1998", "2414", "2609", "3005"}
+
+
+def test_segments_add_up_to_the_recording(librilight, rows):
+    row = rows[0]
+    original, rate = soundfile.read(librilight.parent / row["name"], dtype="float32")
+    assert (rate, len(original)) == (16000, 80000)
+    whole = soxr.resample(original, rate, RATE)
+    for index, start in enumerate(range(0, 120000, 24000)):  # a second each
+        part = read_segment(row, index, 5, RATE)
+        assert len(part) == 24000
+        # Each part is resampled on its own, so that its ends ring.
+        np.testing.assert_allclose(part[500:-500], whole[start : start + 24000][500:-500], atol=2e-3)
+    odd = [read_segment(rows[1], index, 6, RATE) for index in range(6)]
+    assert abs(sum(map(len, odd)) - (10 * RATE + 10.5)) <= 3
+    assert max(map(len, odd)) <= 2 * RATE
+
+
+@pytest.mark.parametrize("num_streams", [1, 2, 3, 5])
+def test_every_segment_comes_once_an_epoch_whatever_the_number_of_streams(rows, num_streams):
+    batches = [
+        batch for i in range(num_streams) for batch in stream(rows, stream=i, num_streams=num_streams, max_epochs=1)
+    ]
+    assert delivered(batches) == expected_segments(rows)
+    assert all(1 <= len(batch.segments) <= 3 for batch in batches)
+    twice = [b for i in range(num_streams) for b in stream(rows, stream=i, num_streams=num_streams, max_epochs=2)]
+    assert set(delivered(twice).values()) == {2}
+
+
+def test_every_segment_comes_once_across_two_processes_of_two_workers(rows):
+    data = dataclasses.replace(SMALL, num_workers=2)
+    loaders = [BatchLoader(stream_rows(rows), data, RATE, 0, rank, 2, max_epochs=1) for rank in (0, 1)]
+    batches = [batch for loader in loaders for batch in loader]
+    assert delivered(batches) == expected_segments(rows)
+    assert sum(loader.counts()["opened"] for loader in loaders) == len(rows)
+
+
+def test_orders_differ_between_epochs_and_seeds_and_mix_speakers(rows):
+    epochs = list(stream(rows, max_epochs=2))
+    first, second = epochs[: len(epochs) // 2], epochs[len(epochs) // 2 :]
+    assert [batch.segments for batch in first] != [batch.segments for batch in second]
+    assert [b.segments for b in stream(rows, seed=1, max_epochs=1)] != [b.segments for b in first]
+    speakers = [{name.split("/")[1] for name, _, _ in batch.segments} for batch in first if len(batch.segments) == 3]
+    assert np.mean([len(found) > 1 for found in speakers]) > 0.7
+
+
+def test_a_stream_goes_on_after_any_batch_as_if_nothing_had_happened(rows):
+    def make(position):
+        return stream(rows, stream=1, num_streams=2, position=position)
+
+    whole = list(itertools.islice(make(None), 30))
+    assert whole[-1].position["epoch"] == 2
+    assert all(same(*pair) for pair in zip(interrupted_after_each(make, 30), whole, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_a_loader_goes_on_at_the_right_worker(rows, num_workers):
+    data = dataclasses.replace(SMALL, num_workers=num_workers)
+
+    def loader():
+        return BatchLoader(stream_rows(rows), data, RATE, 0)
+
+    whole = list(itertools.islice(loader(), 12))
+    for done in (1, 5, 9):
+        first = loader()
+        list(itertools.islice(first, done))
+        second = loader()
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert all(same(*pair) for pair in zip(itertools.islice(second, 12 - done), whole[done:], strict=True))
+    other = BatchLoader(stream_rows(rows), data, RATE, 0, rank=1, world_size=2)
+    with pytest.raises(ValueError, match="the data position is of 1 processes"):
+        other.load_state_dict(first.state_dict())
+
+
+def damaged(librilight, tmp_path, rows_to_damage):
+    """A copy in which one chapter is cut short, one is text, one is missing (so far as `rows_to_damage` reaches)."""
+    shutil.copytree(librilight, tmp_path / "small")
+    rows = open_corpus(dataclasses.replace(SMALL, sources=(str(tmp_path / "small"),)))
+    cut, text, missing = rows[1], rows[4], rows[7]
+    content = (librilight.parent / cut["name"]).read_bytes()
+    (tmp_path / cut["name"]).write_bytes(content[: len(content) // 2])
+    (tmp_path / text["name"]).write_text("this is no sound")
+    (tmp_path / missing["name"]).unlink()
+    return rows, [cut["name"], text["name"], missing["name"]]
+
+
+def test_unreadable_files_are_counted_named_and_left_out(librilight, tmp_path):
+    rows, bad = damaged(librilight, tmp_path, 3)
+    data = dataclasses.replace(SMALL, max_unreadable_share=0.3)
+    batches = list(itertools.islice(stream(rows, data, max_epochs=1), 100))
+    reported = [name for batch in batches for name, _ in batch.unreadable]
+    assert sorted(reported) == sorted(bad)
+    assert batches[-1].position["unreadable"] == 3
+    assert batches[-1].position["opened"] == 12
+    good = expected_segments([row for row in rows if row["name"] not in bad])
+    got = delivered(batches)
+    assert good <= got
+    assert {name for name, _, _ in got - good} <= {bad[0]}  # the cut one, as far as it goes
+    again = interrupted_after_each(lambda position: stream(rows, data, position=position), len(batches))
+    assert all(same(*pair) for pair in zip(again, batches, strict=True))
+
+
+def test_a_run_fails_when_too_many_files_are_unreadable(librilight, tmp_path):
+    rows, _ = damaged(librilight, tmp_path, 3)
+    with pytest.raises(UnreadableRecordingsError, match=r"3 of 12 recordings are unreadable, more than .* = 0.2"):
+        list(stream(rows, dataclasses.replace(SMALL, max_unreadable_share=0.2), max_epochs=1))
+    many = [{**rows[4], "name": f"{i}"} for i in range(MIN_RECORDINGS_TO_JUDGE + 1)] + [rows[0]] * 300
+    with pytest.raises(UnreadableRecordingsError):  # long before the end of the epoch
+        for _, batch in zip(range(120), stream(many, dataclasses.replace(SMALL, recordings_per_round=150)), strict=False):
+            assert batch.position["opened"] < 400
+
+
+def test_nothing_to_read_is_an_error_and_not_a_wait(rows):
+    with pytest.raises(ValueError, match="not one can be read"):
+        next(iter(stream(rows[:1], stream=1, num_streams=2)))
+    assert list(stream(rows[:1], stream=1, num_streams=2, max_epochs=1)) == []
+
+
+def test_short_recordings_are_counted_and_left_out(rows, tmp_path):
+    soundfile.write(tmp_path / "short.wav", np.zeros(8000, np.float32), 16000)
+    short = {**rows[0], "name": "short", "path": str(tmp_path / "short.wav"), "offset": 0, "size": -1}
+    batches = list(stream([rows[0], short], max_epochs=1))
+    assert delivered(batches) == expected_segments(rows[:1])
+    assert batches[-1].position["too_short"] == 1
+
+
+def test_held_out_speakers_are_kept_from_training(rows):
+    assert 0 < sum(is_held_out(str(speaker), 0.1) for speaker in range(1000)) < 200
+    shares = {}
+    for held_out in (False, True):
+        batches = SegmentStream(select_speakers(stream_rows(rows), 0.4, held_out), SMALL, RATE, 0, max_epochs=1)
+        shares[held_out] = delivered(batches)
+    speakers = [{name.split("/")[1] for name, _, _ in shares[held_out]} for held_out in (False, True)]
+    assert all(speakers)
+    assert not speakers[0] & speakers[1]
+    assert shares[False] + shares[True] == expected_segments(rows)
+
+
+def test_a_manifest_names_files_from_its_own_folder(librilight, rows, tmp_path):
+    manifest = librilight.parent / "manifest.jsonl"
+    lines = [{"path": row["name"], "speaker": row["speaker"], "language": "en"} for row in rows]
+    lines[0]["language"] = "fr"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = dataclasses.replace(SMALL, sources=(str(manifest),), format="manifest", where={"language": "en"})
+    listed = open_corpus(data)
+    assert [row["name"] for row in listed] == [row["name"] for row in rows[1:]]
+    assert delivered(stream(listed, max_epochs=1)) == expected_segments(rows[1:])
+    manifest.write_text('{"speaker": "1"}\n')
+    with pytest.raises(ValueError, match="line 1, has none of path"):
+        open_corpus(data)
+
+
+def test_a_dataset_streams_with_its_own_shards(librilight, rows, tmp_path):
+    features = datasets.Features({"audio": datasets.Audio(), "speaker_id": datasets.Value("int64")})
+    for shard in range(3):
+        examples = [
+            {
+                "audio": {"bytes": (librilight.parent / row["name"]).read_bytes(), "path": row["name"]},
+                "speaker_id": int(row["speaker"]),
+            }
+            for row in rows[shard::3]
+        ]
+        table = pyarrow.Table.from_pylist(examples, schema=features.arrow_schema)
+        pyarrow.parquet.write_table(table, tmp_path / f"train-{shard}.parquet", row_group_size=2)
+    data = dataclasses.replace(SMALL, sources=(str(tmp_path),), format="dataset")
+    loaders = [BatchLoader(open_corpus(data), data, RATE, 0, rank, 2, max_epochs=1) for rank in (0, 1)]
+    assert delivered([batch for loader in loaders for batch in loader]) == expected_segments(rows)
+
+    def make(position):
+        return SegmentStream(open_corpus(data), data, RATE, 0, position=position)
+
+    whole = list(itertools.islice(make(None), 30))
+    assert len({batch.position["epoch"] for batch in whole}) > 1
+    assert all(same(*pair) for pair in zip(interrupted_after_each(make, 30), whole, strict=True))
+    held_out = [
+        delivered(SegmentStream(select_speakers(open_corpus(data), 0.4, which), data, RATE, 0, max_epochs=1))
+        for which in (False, True)
+    ]
+    assert all(held_out)
+    assert held_out[0] + held_out[1] == expected_segments(rows)
+    with pytest.raises(ValueError, match="has no columns lang"):
+        open_corpus(dataclasses.replace(data, where={"lang": "en"}))
+
+
+def test_a_folder_of_sound_files_is_a_dataset_too(librilight, rows, tmp_path):
+    shutil.copytree(librilight, tmp_path / "small", ignore=shutil.ignore_patterns("*.json"))
+    data = dataclasses.replace(SMALL, sources=(str(tmp_path / "small"),), format="dataset")
+    batches = SegmentStream(open_corpus(data), data, RATE, 0, max_epochs=1)
+    assert sorted(delivered(batches).values()) == sorted(expected_segments(rows).values())
+
+
+@pytest.mark.parametrize(
+    ("source", "format_", "message"),
+    [
+        ("nowhere", "files", "no such tar file or folder: .*nowhere"),
+        ("nowhere", "manifest", "no such manifest: .*nowhere"),
+        ("text.tar", "files", "is no tar file"),
+        ("empty", "files", "no recordings in .*empty"),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(tmp_path, source, format_, message):
+    (tmp_path / "text.tar").write_text("text" * 500)
+    (tmp_path / "empty").mkdir()
+    data = dataclasses.replace(SMALL, sources=(str(tmp_path / source),), format=format_)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_corpus(data)
+
+
+def test_batches_are_even_whole_and_of_like_lengths(rng):
+    segments = [(length, index) for index, length in enumerate(rng.random(100))]
+    batches = cut_into_batches(segments, 8, 13, rng)
+    assert sorted(itertools.chain(*batches)) == sorted(segments)
+    assert {len(batch) for batch in batches} <= {7, 8}
+    spread = np.mean([np.ptp([length for length, _ in batch]) for batch in batches])
+    mixed = np.mean([np.ptp([length for length, _ in batch]) for batch in cut_into_batches(segments, 8, 1, rng)])
+    assert spread < 0.2 * mixed
+    assert cut_into_batches([], 8, 13, rng) == []

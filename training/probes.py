@@ -2,20 +2,20 @@
 
     python -m training.probes SHARDS... --checkpoint [NAME=]FOLDER --untrained CONFIG_FOLDER[:SEED] --output table.json
 
-A recording becomes one vector, mean and standard deviation over time; logistic regression on standardised vectors
-predicts the label. Beside the checkpoints stands a baseline without training, the same statistics of a log-mel
-spectrogram (160 numbers; 2 * `hidden_size` of an encoder). Parts depend on names alone, so that all features meet the
-same ones. The weight of the penalty is the best of `INVERSE_PENALTIES` on a validation cut of the training part.
+A clip becomes one vector, mean and standard deviation over time; logistic regression on standardised vectors predicts
+the label. Beside the encoders stand two baselines without training: the statistics of a log-mel spectrogram (160
+numbers; an encoder gives 2 * `hidden_size`), and the clip's length alone, which is the floor. Train, validation and
+test parts depend on names alone, so that all features meet the same ones; validation only chooses the penalty.
 
-* `speaker_librispeech`: each of 185 recordings in 4 pieces, trained on the first 3, tested on the last. Accuracy,
-  chance 0.005. Speaker and channel are one: there is one recording of each speaker.
-* `speaker_speechocean`: about 30 % of each speaker's clips are tested. Accuracy, chance about 0.008.
-* `words_an4`: for each word that is frequent enough, does the clip contain it? Tested on unseen speakers. Mean over
-  words of the area under the ROC curve, chance 0.5. One vector for up to 12 words is coarse: expect low figures.
+* `speaker_librispeech`: each of 185 recordings in 4 pieces, tested on the last. Accuracy, chance 0.005. Speaker and
+  channel are one: there is one recording of each speaker.
+* `speaker_speechocean`: tested on about 30 % of each of 125 speakers' clips. Accuracy, chance 0.008.
+* `words_an4`: does the clip contain the word? For each frequent word, on unseen speakers, among clips of about one
+  length (`matched_area`); mean over words, chance 0.5. One vector for up to 12 words is coarse: expect low figures.
   `digits_an4` is the mean over the digits alone.
-* `language`: English, Dutch, French and Mandarin, balanced accuracy, chance 0.25. English is tested on unseen
-  speakers. The other three are one voice each, so that language is confounded with voice, channel and, for Mandarin
-  (single words of 1.3 s), length: this figure proves little.
+* `language`: English, Dutch, French and Mandarin. Balanced accuracy, chance 0.25. English is tested on unseen speakers;
+  the others are one voice each, so that language is confounded with voice, channel and length (Mandarin: single words
+  of 1.3 s). Read it beside the floor: it proves little.
 """
 
 import hashlib
@@ -34,6 +34,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import logging as transformers_logging
 
@@ -42,11 +43,11 @@ from modeling_jepa_daam.audio import load_audio
 from modeling_jepa_daam.files import replacing
 
 SAMPLING_RATE = 24000  # Hz, of the clips
-# Share of a source's clips that is read, and seconds of each that are kept: what a run of a minute or two can pay.
+# Share of a source's clips that is read, and seconds of each that are kept: what a run of two minutes can pay.
 SOURCES = {
-    "librispeech": (1.0, 20.0),
+    "librispeech": (1.0, 12.0),  # most recordings are longer: pieces of one length say nothing of their speaker
     "speechocean762": (1.0, 4.0),
-    "an4": (1.0, 7.0),  # no clip is cut: its words must be in it
+    "an4": (1.0, 7.0),  # longer than any of them: a clip must have all its words
     "nathalie": (0.35, 4.0),
     "fleursdumal": (0.4, 4.0),
     "audiocmn": (0.15, 4.0),
@@ -58,21 +59,22 @@ PROBES = {  # the sources of each
     "words_an4": ("an4",),
     "language": tuple(SOURCES),
 }
+TEST_SHARE = {"speaker_speechocean": 0.3, "words_an4": 0.2, "language": 0.3}
+VALIDATION_SHARE = 0.25  # of what is not tested
 PIECES = 4  # of a recording of librispeech
 DIGITS = ("zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MIN_WORD_CLIPS = 30  # a rarer word is left out
-LENGTH_RATIO = 1.15  # of clips that are compared for a word
+LENGTH_RATIO = 1.1  # of the clips that are compared for a word, at most
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's `C`
 MAX_ITERATIONS = 1000
-VALIDATION_SHARE = 0.25  # of the training part
 BATCH_S = 60.0  # seconds that the encoder sees at once, padding included
-NUM_MELS, WINDOW_LENGTH, HOP_LENGTH, FFT_LENGTH = 80, 600, 240, 1024  # 25 ms and 10 ms; lengths in samples
+NUM_MELS, WINDOW_LENGTH, HOP_LENGTH, FFT_LENGTH = 80, 600, 240, 1024  # lengths in samples: 25 ms, 10 ms
 MEL_FLOOR = 1e-5  # power; a sine at full scale has 2e4
 
 
 @dataclass(frozen=True)
 class ProbeClip:
-    """A clip, or a piece of one: `samples (samples,)`, float32, at `SAMPLING_RATE`, and its labels."""
+    """A clip or a piece of one: its labels and `samples (samples,)`, float32, at `SAMPLING_RATE`."""
 
     name: str
     source: str
@@ -92,50 +94,40 @@ def load_probe_clips(shards: Sequence[str | Path]) -> list[ProbeClip]:
     """Read the clips of `SOURCES` from tar files of `source/speaker/name.opus` beside `name.json`.
 
     Returns:
-        The clips, sorted by name and piece whatever the order of the shards.
+        The clips, sorted by name and piece, whatever the order of the shards.
 
     Raises:
-        ValueError: If no clip is of a source that the probes use, or a clip has no `.json` beside it.
+        ValueError: If there are none, or one has no `.json` beside it.
     """
     clips = []
     for shard in shards:
-        sounds, labels = {}, {}
+        files: dict[str, dict[str, bytes]] = {"opus": {}, "json": {}}
         with tarfile.open(shard) as tar:
             for member in tar:
                 name, _, suffix = member.name.rpartition(".")
                 share = SOURCES.get(name.split("/")[0], (0.0, 0.0))[0]
-                if member.isfile() and suffix in ("opus", "json") and share_of(f"use/{name}") < share:
-                    content = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file has content
-                    (sounds if suffix == "opus" else labels)[name] = content
-        for name, sound in sounds.items():
-            if name not in labels:
+                file = tar.extractfile(member)
+                if file is not None and suffix in files and share_of(f"use/{name}") < share:
+                    files[suffix][name] = file.read()
+        for name, sound in files["opus"].items():
+            if name not in files["json"]:
                 raise ValueError(f"`shards`: {shard} has {name}.opus, but no {name}.json beside it")
-            clips += _cut(name, load_audio(sound, None, SAMPLING_RATE, name), json.loads(labels[name]))
+            labels = json.loads(files["json"][name])
+            source, speaker, language = labels["source"], labels["speaker"], labels["language"]
+            samples = load_audio(sound, None, SAMPLING_RATE, name)[: int(SOURCES[source][1] * SAMPLING_RATE)]
+            for number, piece in enumerate(np.array_split(samples, PIECES if source == "librispeech" else 1)):
+                text = (labels["text"] or "").lower()
+                clips.append(ProbeClip(name, source, speaker, language, text, piece.copy(), number))
     if not clips:
-        raise ValueError(f"`shards` must hold clips of {', '.join(SOURCES)}, got none in {len(shards)} files")
+        raise ValueError(f"`shards` must hold clips of {', '.join(SOURCES)}; got none in {len(shards)} files")
     return sorted(clips, key=lambda clip: (clip.name, clip.piece))
-
-
-def _cut(name: str, samples: np.ndarray, labels: dict) -> list[ProbeClip]:
-    source = labels["source"]
-    samples = samples[: int(SOURCES[source][1] * SAMPLING_RATE)]
-    pieces = np.array_split(samples, PIECES) if source == "librispeech" else [samples]
-    text = (labels["text"] or "").lower()
-    return [
-        ProbeClip(name, source, labels["speaker"], labels["language"], text, np.array(piece), number)
-        for number, piece in enumerate(pieces)
-    ]
 
 
 @torch.no_grad()
 def encoder_features(model: JepaDaamEncoderModel, clips: Sequence[ProbeClip]) -> np.ndarray:
-    """Mean and standard deviation over valid frames of the encoder's features.
+    """Mean and standard deviation of the encoder's features over valid frames, `(clips, 2 * hidden_size)`, float32.
 
-    The deviation is the biased one (a short clip may have one frame). The model runs in evaluation mode, on its device,
-    and is left in the mode that it was in.
-
-    Returns:
-        `(clips, 2 * hidden_size)`, float32.
+    The model runs in evaluation mode, on its device, and is left in the mode that it was in.
     """
     extractor = JepaDaamFeatureExtractor.from_config(model.config)
     features = np.zeros((len(clips), 2 * model.config.hidden_size), np.float32)
@@ -146,7 +138,7 @@ def encoder_features(model: JepaDaamEncoderModel, clips: Sequence[ProbeClip]) ->
             inputs = extractor([clips[i].samples for i in batch], SAMPLING_RATE, return_tensors="pt").to(model.device)
             output = model(**inputs)
             for i, latents, mask in zip(batch, output.last_hidden_state.float(), output.frame_mask, strict=True):
-                features[i] = _mean_and_std(latents[mask]).cpu().numpy()
+                features[i] = _mean_and_std(latents[mask])
     finally:
         model.train(was_training)
     return features
@@ -163,28 +155,37 @@ def _batches(clips: Sequence[ProbeClip]) -> list[list[int]]:
 
 
 def log_mel_features(clips: Sequence[ProbeClip]) -> np.ndarray:
-    """Mean and standard deviation over time of a log-mel spectrogram, `(clips, 2 * NUM_MELS)`, float32."""
-    filters = torch.from_numpy(mel_bands()).float()
-    window = torch.hann_window(WINDOW_LENGTH)
+    """Mean and standard deviation over time of a log-mel spectrogram, `(clips, 2 * NUM_MELS)`, float32.
+
+    80 bands on Slaney's mel scale from 0 to 12 kHz, natural logarithm of the power.
+    """
+    bands = mel_filter_bank(FFT_LENGTH // 2 + 1, NUM_MELS, 0.0, SAMPLING_RATE / 2, SAMPLING_RATE, mel_scale="slaney")
+    filters, window = torch.from_numpy(bands.T).float(), torch.hann_window(WINDOW_LENGTH)
     rows = []
     for clip in clips:
-        samples = torch.from_numpy(clip.samples)
         spectrum = torch.stft(  # zeros at the ends: a clip may be too short to be reflected
-            samples, FFT_LENGTH, HOP_LENGTH, WINDOW_LENGTH, window, pad_mode="constant", return_complex=True
+            torch.from_numpy(clip.samples),
+            FFT_LENGTH,
+            HOP_LENGTH,
+            WINDOW_LENGTH,
+            window,
+            pad_mode="constant",
+            return_complex=True,
         )
-        mels = filters.T @ spectrum.abs().square()  # (bands, frames)
-        rows.append(_mean_and_std(mels.clamp(min=MEL_FLOOR).log().T).numpy())
+        mels = filters @ spectrum.abs().square()  # (bands, frames)
+        rows.append(_mean_and_std(mels.clamp(min=MEL_FLOOR).log().T))
     return np.stack(rows)
 
 
-def mel_bands() -> np.ndarray:
-    """Triangles on Slaney's mel scale from 0 to 12 kHz, `(FFT_LENGTH // 2 + 1, NUM_MELS)`, each with its peak at 1."""
-    return mel_filter_bank(FFT_LENGTH // 2 + 1, NUM_MELS, 0.0, SAMPLING_RATE / 2, SAMPLING_RATE, mel_scale="slaney")
+def _mean_and_std(frames: Tensor) -> np.ndarray:
+    """`(frames, channels)` -> `(2 * channels,)`; the biased deviation, as a short clip may have one frame."""
+    return torch.cat([frames.mean(dim=0), frames.std(dim=0, correction=0)]).cpu().numpy()
 
 
-def _mean_and_std(frames: torch.Tensor) -> torch.Tensor:
-    """`(frames, channels)` -> `(2 * channels,)`."""
-    return torch.cat([frames.mean(dim=0), frames.std(dim=0, correction=0)])
+def length_features(clips: Sequence[ProbeClip]) -> np.ndarray:
+    """The length of each clip in seconds, and its logarithm, `(clips, 2)`, float32."""
+    duration_s = np.array([len(clip.samples) for clip in clips], np.float32) / SAMPLING_RATE
+    return np.stack([duration_s, np.log(duration_s)], axis=1)
 
 
 def probe_all(features: np.ndarray, clips: Sequence[ProbeClip]) -> dict[str, float]:
@@ -206,25 +207,40 @@ def probe_all(features: np.ndarray, clips: Sequence[ProbeClip]) -> dict[str, flo
         raise ValueError(f"`features` must be finite, got {np.count_nonzero(~np.isfinite(features))} that are not")
     figures = {}
     for probe, sources in PROBES.items():
-        chosen = [i for i, clip in enumerate(clips) if clip.source in sources]
-        columns, part = targets(probe, [clips[i] for i in chosen]), parts(probe, [clips[i] for i in chosen])
+        rows = [i for i, clip in enumerate(clips) if clip.source in sources]
+        chosen = [clips[i] for i in rows]
+        part = parts(probe, chosen)
         columns = {  # nothing can be learnt or measured where a part has one class alone
-            name: column for name, column in columns.items() if min(len(set(column[part == p])) for p in PARTS) > 1
+            name: column
+            for name, column in _labels(probe, chosen).items()
+            if all(len(set(column[part == one])) > 1 for one in PARTS)
         }
-        if not columns:
-            continue
-        lengths = np.array([len(clips[i].samples) for i in chosen])
-        rows = features[chosen].astype(np.float64)  # lbfgs stops short in float32
-        scores = _fit_and_score(probe, rows, list(columns.values()), lengths, part)
-        figures[probe] = float(np.mean(scores))
-        digits = [score for name, score in zip(columns, scores, strict=True) if name in DIGITS]
-        if digits:
-            figures["digits_an4"] = float(np.mean(digits))
+        if columns:
+            scores = _fit_and_score(probe, features[rows].astype(np.float64), chosen, columns, part)
+            figures[probe] = float(np.mean(list(scores.values())))
+            digits = [score for name, score in scores.items() if name in DIGITS]
+            if digits:
+                figures["digits_an4"] = float(np.mean(digits))
     return figures
 
 
-def targets(probe: str, clips: Sequence[ProbeClip]) -> dict[str, np.ndarray]:
-    """What a probe predicts: `(clips,)` labels by name, one name alone or, of `words_an4`, each frequent word."""
+def parts(probe: str, clips: Sequence[ProbeClip]) -> np.ndarray:
+    """The part of each clip in a probe, one of `PARTS`: `(clips,)`. It depends on the clip's names alone."""
+    if probe == "speaker_librispeech":
+        return np.array([PARTS[max(0, clip.piece - PIECES + len(PARTS))] for clip in clips])
+    part = []
+    for clip in clips:
+        by_speaker = probe == "words_an4" or (probe == "language" and clip.language == "en")
+        name = clip.speaker if by_speaker else clip.name
+        if share_of(f"test/{name}") < TEST_SHARE[probe]:
+            part.append("test")
+        else:
+            part.append("validation" if share_of(f"validation/{name}") < VALIDATION_SHARE else "train")
+    return np.array(part)
+
+
+def _labels(probe: str, clips: Sequence[ProbeClip]) -> dict[str, np.ndarray]:
+    """What a probe predicts, columns of `(clips,)` by name: bool for each frequent word, or the one label."""
     if probe != "words_an4":
         label = "language" if probe == "language" else "speaker"
         return {label: np.array([getattr(clip, label) for clip in clips])}
@@ -233,59 +249,39 @@ def targets(probe: str, clips: Sequence[ProbeClip]) -> dict[str, np.ndarray]:
     return {word: column for word, column in columns.items() if column.sum() >= MIN_WORD_CLIPS}
 
 
-def parts(probe: str, clips: Sequence[ProbeClip]) -> np.ndarray:
-    """The part of each clip in a probe, one of `PARTS`: `(clips,)`. It depends on names, never on other clips."""
-    if probe == "speaker_librispeech":
-        return np.array([PARTS[max(0, clip.piece - PIECES + len(PARTS))] for clip in clips])
-    test_share = {"speaker_speechocean": 0.3, "words_an4": 0.2, "language": 0.3}[probe]
-    part = []
-    for clip in clips:
-        by_speaker = probe == "words_an4" or (probe == "language" and clip.language == "en")
-        name = clip.speaker if by_speaker else clip.name
-        if share_of(f"test/{name}") < test_share:
-            part.append("test")
-        else:
-            part.append("validation" if share_of(f"validation/{name}") < VALIDATION_SHARE else "train")
-    return np.array(part)
-
-
 def _fit_and_score(
-    probe: str, features: np.ndarray, columns: list[np.ndarray], lengths: np.ndarray, part: np.ndarray
-) -> list[float]:
-    """Test scores of one classifier per column, all with the penalty that is best for their mean in validation."""
+    probe: str, features: np.ndarray, clips: Sequence[ProbeClip], columns: dict[str, np.ndarray], part: np.ndarray
+) -> dict[str, float]:
+    """Test score of one classifier per column, all with the penalty that is best for their mean in validation."""
+    lengths = np.array([len(clip.samples) for clip in clips])
 
-    def scores(inverse_penalty: float, fitted: np.ndarray, scored: np.ndarray) -> list[float]:
+    def score(column: np.ndarray, inverse_penalty: float, fitted: np.ndarray, scored: np.ndarray) -> float:
         classifier = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=MAX_ITERATIONS)
-        pipeline = make_pipeline(StandardScaler(), classifier)
-        results = []
-        for column in columns:
-            pipeline.fit(features[fitted], column[fitted])
-            if probe == "words_an4":
-                margins = pipeline.decision_function(features[scored])
-                results.append(matched_area(margins, column[scored], lengths[scored]))
-            else:
-                metric = balanced_accuracy_score if probe == "language" else accuracy_score
-                results.append(metric(column[scored], pipeline.predict(features[scored])))
-        return results
+        pipeline = make_pipeline(StandardScaler(), classifier).fit(features[fitted], column[fitted])
+        if probe == "words_an4":
+            return matched_area(pipeline.decision_function(features[scored]), column[scored], lengths[scored])
+        metric = balanced_accuracy_score if probe == "language" else accuracy_score
+        return metric(column[scored], pipeline.predict(features[scored]))
 
     train, validation, test = (part == name for name in PARTS)
-    best = max(INVERSE_PENALTIES, key=lambda penalty: np.mean(scores(penalty, train, validation)))
-    return scores(best, train | validation, test)
+    means = [np.mean([score(column, c, train, validation) for column in columns.values()]) for c in INVERSE_PENALTIES]
+    best = INVERSE_PENALTIES[int(np.argmax(means))]
+    return {name: score(column, best, train | validation, test) for name, column in columns.items()}
 
 
 def matched_area(margins: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> float:
     """Area under the ROC curve over pairs of clips of about one length.
 
-    A long clip has more words, so that without the match the length alone reaches 0.69 on an4.
+    A long clip has more words, so that over all pairs the length alone reaches 0.69 on an4.
 
     Args:
         margins: `(clips,)`, what the classifier gives; higher for "contains the word".
         labels: `(clips,)`, bool, whether it does.
-        lengths: `(clips,)`, of any unit.
+        lengths: `(clips,)`, in any unit.
 
     Returns:
-        Of the pairs of a clip with the word and one without, whose lengths differ by at most `LENGTH_RATIO`, the share
-        in which the first has the larger margin, ties counted half; 0.5 without pairs.
+        Over pairs of a clip with the word and one without, with lengths within a factor of `LENGTH_RATIO`, the share in
+        which the first has the larger margin; ties count half. 0.5 without pairs.
     """
     gaps = margins[labels][:, None] - margins[~labels]
     ratios = lengths[labels][:, None] / lengths[~labels]
@@ -293,44 +289,27 @@ def matched_area(margins: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -
     return float(np.mean((np.sign(gaps) + 1) / 2)) if gaps.size else 0.5
 
 
-def load_encoder(folder: str | Path) -> JepaDaamEncoderModel:
-    """The encoder of a checkpoint folder, float32.
+def load_encoder(folder: str | Path, seed: int | None = None) -> JepaDaamEncoderModel:
+    """The encoder of a checkpoint folder, float32; with a seed, weights drawn from it instead of the folder's.
 
     Raises:
         ValueError: If there is no such folder, or it lacks weights of the encoder.
     """
     if not Path(folder).is_dir():  # else transformers would look for it on the Hub
-        raise ValueError(f"`checkpoint` must be a folder, got {folder}")
+        raise ValueError(f"an encoder must be given as an existing folder, got {folder}")
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return JepaDaamEncoderModel(JepaDaamConfig.from_pretrained(folder))
     loaded: Any = JepaDaamEncoderModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     model, report = loaded
     if report["missing_keys"]:  # transformers would draw them at random and go on
-        raise ValueError(f"`checkpoint` {folder} lacks weights of the encoder: {sorted(report['missing_keys'])[:3]}")
+        raise ValueError(f"{folder} lacks weights of the encoder: {', '.join(sorted(report['missing_keys'])[:3])}")
     return model
 
 
-def untrained_encoder(folder: str | Path, seed: int = 0) -> JepaDaamEncoderModel:
-    """The encoder that a folder's `config.json` describes, with weights drawn from a seed.
-
-    Raises:
-        ValueError: If there is no such folder.
-    """
-    if not Path(folder).is_dir():
-        raise ValueError(f"`untrained` must be a folder with a config.json, got {folder}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return JepaDaamEncoderModel(JepaDaamConfig.from_pretrained(folder))
-
-
-def markdown_table(figures: dict[str, dict[str, float]]) -> str:
-    """A row per kind of features, a column per probe."""
-    probes = list(dict.fromkeys(probe for row in figures.values() for probe in row))
-    lines = [["features", *probes], ["---"] * (1 + len(probes))]
-    lines += [[name, *(f"{row[probe]:.3f}" for probe in probes)] for name, row in figures.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def encoders_by_name(checkpoints: Sequence[str], untrained: Sequence[str]) -> dict[str, JepaDaamEncoderModel]:
-    """Load `[NAME=]FOLDER` checkpoints and `CONFIG_FOLDER[:SEED]` untrained encoders; a folder's name is the default.
+    """Load `[NAME=]FOLDER` checkpoints and `CONFIG_FOLDER[:SEED]` untrained encoders; the folder names them.
 
     Raises:
         ValueError: If a folder cannot be used, or two encoders have one name.
@@ -340,14 +319,20 @@ def encoders_by_name(checkpoints: Sequence[str], untrained: Sequence[str]) -> di
         name, _, folder = value.rpartition("=")
         named.append((name or Path(folder).resolve().name, load_encoder(folder)))
     for value in untrained:
-        folder, _, seed = value.rpartition(":")
-        if not seed.isdecimal():
-            folder, seed = value, "0"
-        named.append((f"{Path(folder).resolve().name}, untrained {seed}", untrained_encoder(folder, int(seed))))
-    names = [name for name, _ in named]
-    if len(set(names)) < len(names):
-        raise ValueError(f"`checkpoint` must be given as NAME=FOLDER with a name of its own, got names {names}")
-    return dict(named)
+        folder, _, seed = value.rpartition(":") if value.rpartition(":")[2].isdecimal() else (value, "", "0")
+        named.append((f"{Path(folder).resolve().name}, untrained {seed}", load_encoder(folder, int(seed))))
+    encoders = dict(named)
+    if len(encoders) < len(named):
+        raise ValueError(f"`checkpoint` must be NAME=FOLDER with names that differ, got {[name for name, _ in named]}")
+    return encoders
+
+
+def markdown_table(figures: dict[str, dict[str, float]]) -> str:
+    """A row per kind of features, a column per probe."""
+    probes = list(next(iter(figures.values())))
+    lines = [["features", *probes], ["---"] * (1 + len(probes))]
+    lines += [[name, *(f"{row[probe]:.3f}" for probe in probes)] for name, row in figures.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def command(
@@ -356,7 +341,7 @@ def command(
     checkpoint: Annotated[list[str] | None, typer.Option(help="[NAME=]FOLDER of an encoder; repeatable.")] = None,
     untrained: Annotated[list[str] | None, typer.Option(help="CONFIG_FOLDER[:SEED]; repeatable.")] = None,
 ) -> None:
-    """Probe a log-mel baseline and frozen encoders."""
+    """Probe two baselines and frozen encoders."""
     transformers_logging.disable_progress_bar()
     start = time.perf_counter()
 
@@ -369,13 +354,14 @@ def command(
     except (ValueError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    progress(f"{len(clips)} clips read, {sum(len(clip.samples) for clip in clips) / SAMPLING_RATE / 3600:.2f} h")
+    progress(f"{len(clips)} clips, {sum(len(clip.samples) for clip in clips) / SAMPLING_RATE / 3600:.2f} h")
     figures = {}
-    for name, encoder in [("log-mel mean/std", None), *encoders.items()]:
-        features = log_mel_features(clips) if encoder is None else encoder_features(encoder, clips)
-        progress(f"{name}: features {features.shape}")
-        figures[name] = probe_all(features, clips)
-        progress(f"{name}: probes done")
+    figures["clip length"] = probe_all(length_features(clips), clips)
+    figures["log-mel mean/std"] = probe_all(log_mel_features(clips), clips)
+    progress("baselines")
+    for name, encoder in encoders.items():
+        figures[name] = probe_all(encoder_features(encoder, clips), clips)
+        progress(name)
     with replacing(output) as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
     typer.echo(markdown_table(figures))

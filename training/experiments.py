@@ -1,0 +1,206 @@
+"""Do DAAM and the place of the mask matter? Train every variant of Stage 1 alike, probe the frozen encoders, compare.
+
+    python -m training.experiments SHARDS... --output runs/experiment [--steps 2000] [--seeds 0,1] [--jobs 2]
+
+Reads tar files of `source/speaker/name.opus` beside `name.json`. Writes `results.json`, `results.md` (the tables) and
+`curves.png` (Figure 4 of the paper). Interrupted and started again, it goes on where it was.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import soundfile
+import typer
+
+from modeling_jepa_daam import JepaDaamEncoderModel
+from modeling_jepa_daam.files import replacing
+
+from .config import load_config
+from .probes import (
+    encoder_features,
+    load_encoder,
+    load_probe_clips,
+    log_mel_features,
+    probe_all,
+    untrained_encoder,
+)
+from .tracking import read_metrics
+
+CONFIG = Path(__file__).parent / "configs" / "experiment.yaml"
+MASK_PLACES = ("after_encoder", "before_conformer", "waveform")
+VARIANTS = {
+    f"{place}, {'DAAM' if daam else 'no DAAM'}": {"mask_position": place, "daam_in_encoder": daam}
+    for place in MASK_PLACES
+    for daam in (True, False)
+}
+SMOOTHING_STEPS = 100  # of the drawn curves
+
+
+def decode_shards(shards: Sequence[Path], folder: Path) -> Path:
+    """Unpack sound once for all runs: the same files, as 16-bit WAV, in `folder/speech.tar`."""
+    decoded = folder / "speech.tar"
+    if decoded.exists():
+        return decoded
+    with replacing(decoded) as temporary, tarfile.open(temporary, "w") as out:
+        for shard in shards:
+            with tarfile.open(shard) as tar:
+                for member in tar:
+                    content = tar.extractfile(member)
+                    if content is None:
+                        continue
+                    data, name = content.read(), Path(member.name)
+                    if name.suffix != ".json":
+                        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+                        sound = io.BytesIO()
+                        soundfile.write(sound, samples, rate, format="WAV", subtype="PCM_16")
+                        data, name = sound.getvalue(), name.with_suffix(".wav")
+                    copy = tarfile.TarInfo(str(name))
+                    copy.size = len(data)
+                    out.addfile(copy, io.BytesIO(data))
+    return decoded
+
+
+def run_folder(output: Path, variant: str, seed: int) -> Path:
+    """Where a run of a variant lies."""
+    return output / "runs" / f"{variant.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+
+
+def train(speech: Path, output: Path, variant: str, seed: int, steps: int) -> None:
+    """Train one variant in a process of its own, on one thread, unless it is trained already."""
+    folder = run_folder(output, variant, seed)
+    if (folder / "model").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    changes = [f"model.overrides.{key}={json.dumps(value)}" for key, value in VARIANTS[variant].items()]
+    command = [sys.executable, "-m", "training.pretrain_encoder", str(CONFIG), f"data.sources=[{speech}]"]
+    command += [f"run.output={folder}", f"run.seed={seed}", f"run.max_steps={steps}", *changes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(folder / "log.txt", "a") as log:
+        subprocess.run(command, stdout=log, stderr=log, env=environment, check=True)
+
+
+def probe(shards: Sequence[Path], output: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
+    """Probe figures by kind of features, one entry a seed."""
+    clips = load_probe_clips(shards)
+    figures = {"log-mel mean and std": [probe_all(log_mel_features(clips), clips)]}
+    for daam in (True, False):
+        config = load_config(CONFIG, ["data.sources=[-]", f"model.overrides.daam_in_encoder={json.dumps(daam)}"])
+        untrained = [untrained_encoder(config.model_config(), seed) for seed in seeds]
+        figures[f"untrained, {'DAAM' if daam else 'no DAAM'}"] = _probe_each(untrained, clips)
+    for variant in VARIANTS:
+        trained = [load_encoder(run_folder(output, variant, seed) / "model") for seed in seeds]
+        figures[variant] = _probe_each(trained, clips)
+    return figures
+
+
+def _probe_each(encoders: Sequence[JepaDaamEncoderModel], clips: list) -> list[dict[str, float]]:
+    return [probe_all(encoder_features(encoder, clips), clips) for encoder in encoders]
+
+
+def curve(output: Path, variant: str, seed: int, key: str) -> np.ndarray:
+    """`(entries, 2)`: steps and values of a metric of one run."""
+    entries = read_metrics(run_folder(output, variant, seed) / "metrics.jsonl")
+    return np.array([(entry["step"], entry[key]) for entry in entries if key in entry])
+
+
+def last_figures(output: Path, variant: str, seeds: Sequence[int]) -> list[dict[str, float]]:
+    """The held-out figures at the end of each run."""
+    last = []
+    for seed in seeds:
+        entries = read_metrics(run_folder(output, variant, seed) / "metrics.jsonl")
+        last.append(next(entry for entry in reversed(entries) if "held_out/loss/predict" in entry))
+    return [{key: value for key, value in entry.items() if key.startswith("held_out/")} for entry in last]
+
+
+def spread_table(figures: dict[str, list[dict[str, float]]], title: str) -> str:
+    """A Markdown table of means over seeds, with half the range from the lowest to the highest."""
+    keys = list(dict.fromkeys(key for rows in figures.values() for row in rows for key in row))
+    lines = [[title, *keys], ["---"] * (1 + len(keys))]
+    for name, rows in figures.items():
+        cells = [np.array([row[key] for row in rows]) for key in keys]
+        lines.append(
+            [name, *(f"{cell.mean():.3f}" + (f" ± {np.ptp(cell) / 2:.3f}" if len(cell) > 1 else "") for cell in cells)]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw_curves(output: Path, seeds: Sequence[int], path: Path) -> None:
+    """Figure 4 for each place of the mask: masked prediction loss over steps, with and without DAAM, each seed a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(MASK_PLACES), figsize=(12, 3.6), sharey=True, layout="constrained")
+    for axis, place in zip(axes, MASK_PLACES, strict=True):
+        for variant, changes in VARIANTS.items():
+            if changes["mask_position"] != place:
+                continue
+            colour = "tab:blue" if changes["daam_in_encoder"] else "tab:orange"
+            for seed in seeds:
+                for key, style in (("loss/predict", "-"), ("loss/constant", ":")):
+                    steps, values = curve(output, variant, seed, key).T
+                    width = max(1, round(SMOOTHING_STEPS / (steps[1] - steps[0])))
+                    smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+                    label = f"{variant.split(', ')[1]}{', best constant' if style == ':' else ''}"
+                    axis.plot(
+                        steps[width - 1 :],
+                        smooth,
+                        style,
+                        color=colour,
+                        alpha=0.8,
+                        lw=1,
+                        label=label if seed == seeds[0] else None,
+                    )
+        axis.set(title=f"mask {place.replace('_', ' ')}", xlabel="step", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("masked prediction loss (MSE)")
+    axes[-1].legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def command(
+    shards: Annotated[list[Path], typer.Argument(help="Tar files of source/speaker/name.opus and .json.")],
+    output: Annotated[Path, typer.Option(help="Folder for runs and results.")] = Path("runs/experiment"),
+    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 2000,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1",
+    jobs: Annotated[int, typer.Option(help="Runs at a time, one thread each.")] = 2,
+) -> None:
+    """Train and probe every variant of Stage 1."""
+    numbers = [int(seed) for seed in seeds.split(",")]
+    output.mkdir(parents=True, exist_ok=True)
+    speech = decode_shards(shards, output)
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = [(variant, seed) for seed in numbers for variant in VARIANTS]
+        for future in [pool.submit(train, speech, output, variant, seed, steps) for variant, seed in runs]:
+            future.result()
+    probes = probe(shards, output, numbers)
+    held_out = {variant: last_figures(output, variant, numbers) for variant in VARIANTS}
+    with replacing(output / "results.json") as temporary:
+        temporary.write_text(
+            json.dumps({"steps": steps, "seeds": numbers, "probes": probes, "held_out": held_out}, indent=1)
+        )
+    short = {
+        name: [{key.removeprefix("held_out/"): row[key] for key in row} for row in rows]
+        for name, rows in held_out.items()
+    }
+    text = f"{spread_table(probes, 'features')}\n\n{spread_table(short, f'held-out speech, step {steps}')}\n"
+    with replacing(output / "results.md") as temporary:
+        temporary.write_text(text)
+    draw_curves(output, numbers, output / "curves.png")
+    typer.echo(text)
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -1,6 +1,6 @@
 """A small LibriLight in its exact layout, from the recordings in `tests/audio`.
 
-    python -m tests.librilight FOLDER [CHAPTER_S]
+python -m tests.librilight FOLDER [CHAPTER_S]
 """
 
 import io

@@ -43,7 +43,9 @@ def test_every_file_of_ours_loads(path):
 def test_a_delta_changes_its_base_and_an_override_changes_both(write):
     write("{data: {sources: [a]}, optim: {learning_rate: 1e-3, warmup_steps: 5}, run: {max_steps: 10}}", "base.yaml")
     delta = write("{base: base.yaml, optim: {learning_rate: 2.0e-3}, model: {overrides: {daam_alpha: 0.1}}}")
-    config = load_config(delta, ["run.max_steps=20", "model.overrides.daam_num_gaussians=2", "data.where={language: en}"])
+    config = load_config(
+        delta, ["run.max_steps=20", "model.overrides.daam_num_gaussians=2", "data.where={language: en}"]
+    )
     assert (config.optim.learning_rate, config.optim.warmup_steps, config.run.max_steps) == (2e-3, 5, 20)
     assert (config.model_config().daam_alpha, config.model_config().daam_num_gaussians) == (0.1, 2)
     assert config.data.where == {"language": "en"}
@@ -102,4 +104,6 @@ def test_every_key_is_read_somewhere():
     config = PretrainConfig.__dataclass_fields__
     for section in config.values():
         for item in dataclasses.fields(section.type):
-            assert re.search(rf"\b(data|model|optim|run)\.{item.name}\b", code), f"nobody reads {section.name}.{item.name}"
+            assert re.search(rf"\b(data|model|optim|run)\.{item.name}\b", code), (
+                f"nobody reads {section.name}.{item.name}"
+            )

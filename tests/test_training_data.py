@@ -198,7 +198,9 @@ def test_a_run_fails_when_too_many_files_are_unreadable(librilight, tmp_path):
         list(stream(rows, dataclasses.replace(SMALL, max_unreadable_share=0.2), max_epochs=1))
     many = [{**rows[4], "name": f"{i}"} for i in range(MIN_RECORDINGS_TO_JUDGE + 1)] + [rows[0]] * 300
     with pytest.raises(UnreadableRecordingsError):  # long before the end of the epoch
-        for _, batch in zip(range(120), stream(many, dataclasses.replace(SMALL, recordings_per_round=150)), strict=False):
+        for _, batch in zip(
+            range(120), stream(many, dataclasses.replace(SMALL, recordings_per_round=150)), strict=False
+        ):
             assert batch.position["opened"] < 400
 
 

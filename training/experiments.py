@@ -25,14 +25,8 @@ from modeling_jepa_daam import JepaDaamEncoderModel
 from modeling_jepa_daam.files import replacing
 
 from .config import load_config
-from .probes import (
-    encoder_features,
-    load_encoder,
-    load_probe_clips,
-    log_mel_features,
-    probe_all,
-    untrained_encoder,
-)
+from .pretrain_encoder import make_model
+from .probes import encoder_features, load_encoder, load_probe_clips, log_mel_features, probe_all
 from .tracking import read_metrics
 
 CONFIG = Path(__file__).parent / "configs" / "experiment.yaml"
@@ -93,13 +87,21 @@ def probe(shards: Sequence[Path], output: Path, seeds: Sequence[int]) -> dict[st
     clips = load_probe_clips(shards)
     figures = {"log-mel mean and std": [probe_all(log_mel_features(clips), clips)]}
     for daam in (True, False):
-        config = load_config(CONFIG, ["data.sources=[-]", f"model.overrides.daam_in_encoder={json.dumps(daam)}"])
-        untrained = [untrained_encoder(config.model_config(), seed) for seed in seeds]
+        untrained = [untrained_encoder(daam, seed) for seed in seeds]
         figures[f"untrained, {'DAAM' if daam else 'no DAAM'}"] = _probe_each(untrained, clips)
     for variant in VARIANTS:
         trained = [load_encoder(run_folder(output, variant, seed) / "model") for seed in seeds]
         figures[variant] = _probe_each(trained, clips)
     return figures
+
+
+def untrained_encoder(daam: bool, seed: int) -> JepaDaamEncoderModel:
+    """The encoder that a run of this seed starts with."""
+    changes = [f"model.overrides.daam_in_encoder={json.dumps(daam)}", f"run.seed={seed}"]
+    jepa = make_model(load_config(CONFIG, ["data.sources=[-]", *changes]))
+    model = JepaDaamEncoderModel(jepa.config)
+    model.encoder = jepa.encoder
+    return model
 
 
 def _probe_each(encoders: Sequence[JepaDaamEncoderModel], clips: list) -> list[dict[str, float]]:
@@ -118,7 +120,8 @@ def last_figures(output: Path, variant: str, seeds: Sequence[int]) -> list[dict[
     for seed in seeds:
         entries = read_metrics(run_folder(output, variant, seed) / "metrics.jsonl")
         last.append(next(entry for entry in reversed(entries) if "held_out/loss/predict" in entry))
-    return [{key: value for key, value in entry.items() if key.startswith("held_out/")} for entry in last]
+    prefix = "held_out/"
+    return [{key.removeprefix(prefix): entry[key] for key in entry if key.startswith(prefix)} for entry in last]
 
 
 def spread_table(figures: dict[str, list[dict[str, float]]], title: str) -> str:
@@ -133,8 +136,13 @@ def spread_table(figures: dict[str, list[dict[str, float]]], title: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _mean_and_spread(values: list[float]) -> str:
+    spread = f" ± {np.ptp(values) / 2:.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
 def draw_curves(output: Path, seeds: Sequence[int], path: Path) -> None:
-    """Figure 4 for each place of the mask: masked prediction loss over steps, with and without DAAM, each seed a line."""
+    """Figure 4 for each place of the mask: masked prediction loss over steps with and without DAAM, a line a seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -147,20 +155,12 @@ def draw_curves(output: Path, seeds: Sequence[int], path: Path) -> None:
                 continue
             colour = "tab:blue" if changes["daam_in_encoder"] else "tab:orange"
             for seed in seeds:
-                for key, style in (("loss/predict", "-"), ("loss/constant", ":")):
+                for key, style, name in (("loss/predict", "-", "loss"), ("loss/constant", ":", "best constant")):
                     steps, values = curve(output, variant, seed, key).T
                     width = max(1, round(SMOOTHING_STEPS / (steps[1] - steps[0])))
                     smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-                    label = f"{variant.split(', ')[1]}{', best constant' if style == ':' else ''}"
-                    axis.plot(
-                        steps[width - 1 :],
-                        smooth,
-                        style,
-                        color=colour,
-                        alpha=0.8,
-                        lw=1,
-                        label=label if seed == seeds[0] else None,
-                    )
+                    label = f"{variant.split(', ')[1]}: {name}" if seed == seeds[0] else None
+                    axis.plot(steps[width - 1 :], smooth, style, color=colour, alpha=0.8, lw=1, label=label)
         axis.set(title=f"mask {place.replace('_', ' ')}", xlabel="step", yscale="log")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("masked prediction loss (MSE)")
@@ -187,15 +187,10 @@ def command(
             future.result()
     probes = probe(shards, output, numbers)
     held_out = {variant: last_figures(output, variant, numbers) for variant in VARIANTS}
+    results = {"steps": steps, "seeds": numbers, "probes": probes, "held_out": held_out}
     with replacing(output / "results.json") as temporary:
-        temporary.write_text(
-            json.dumps({"steps": steps, "seeds": numbers, "probes": probes, "held_out": held_out}, indent=1)
-        )
-    short = {
-        name: [{key.removeprefix("held_out/"): row[key] for key in row} for row in rows]
-        for name, rows in held_out.items()
-    }
-    text = f"{spread_table(probes, 'features')}\n\n{spread_table(short, f'held-out speech, step {steps}')}\n"
+        temporary.write_text(json.dumps(results, indent=1))
+    text = f"{spread_table(probes, 'features')}\n\n{spread_table(held_out, f'held-out speech, step {steps}')}\n"
     with replacing(output / "results.md") as temporary:
         temporary.write_text(text)
     draw_curves(output, numbers, output / "curves.png")

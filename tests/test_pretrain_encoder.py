@@ -1,0 +1,194 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining
+
+from modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamForPreTraining
+from tests.conftest import ROOT
+from tests.librilight import make_librilight
+from training.checkpointing import list_checkpoints
+from training.config import OptimConfig, load_config
+from training.pretrain_encoder import learning_rate, main, model_inputs, seed_randomness
+from training.tracking import drop_after, read_metrics
+
+
+@pytest.fixture(scope="module")
+def librilight(tmp_path_factory):
+    return make_librilight(tmp_path_factory.mktemp("librilight"), chapter_s=6.0).with_suffix(".tar")
+
+
+def settings(librilight, output, *changes):
+    return [
+        str(ROOT / "training" / "configs" / "smoke.yaml"),
+        f"data.sources=[{librilight}]",
+        f"run.output={output}",
+        *changes,
+    ]
+
+
+def config_of(librilight, output, *changes):
+    path, *overrides = settings(librilight, output, *changes)
+    return load_config(path, overrides)
+
+
+def losses(output):
+    """Every logged figure but the speed."""
+    entries = read_metrics(output / "metrics.jsonl")
+    return [{key: entry[key] for key in entry if not key.startswith("speed/")} for entry in entries]
+
+
+def weights(output):
+    return load_file(list_checkpoints(output / "checkpoints")[-1] / "model.safetensors")
+
+
+def start(processes, arguments):
+    """Start a run in processes of its own, as a user does."""
+    launch = [sys.executable, "-m"]
+    if processes > 1:
+        launch += ["accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
+    return subprocess.Popen(
+        [*launch, "training.pretrain_encoder", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_after(process, output, num_entries):
+    """kill -9 all processes of a run as soon as it has logged so many entries."""
+    deadline = time.monotonic() + 200
+    while not (output / "metrics.jsonl").exists() or len(read_metrics(output / "metrics.jsonl")) < num_entries:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(librilight, tmp_path, processes):
+    """kill -9 twice, with steps done since the last checkpoint, on 1 and 2 processes with 2 data workers each."""
+    changes = ["run.max_steps=9", "run.save_every=4", "run.eval_every=3", "data.num_workers=2", "run.log_every=1"]
+    finish(start(processes, settings(librilight, tmp_path / "unbroken", *changes)))
+    broken = settings(librilight, tmp_path / "broken", *changes)
+    for num_entries in (6, 9):
+        kill_after(start(processes, broken), tmp_path / "broken", num_entries)
+    assert len(list_checkpoints(tmp_path / "broken" / "checkpoints")) >= 1
+    assert "going on from" in finish(start(processes, broken))
+
+    assert len(losses(tmp_path / "unbroken")) == 9 + 3
+    assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
+    expected, resumed = weights(tmp_path / "unbroken"), weights(tmp_path / "broken")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_a_finished_run_loads_like_any_other_and_goes_on_with_more_steps(librilight, tmp_path):
+    folder = main(config_of(librilight, tmp_path / "run", "run.max_steps=3", "optim.accumulation_steps=2"))
+    jepa = AutoModelForPreTraining.from_pretrained(folder)
+    assert isinstance(jepa, JepaDaamForPreTraining)
+    encoder = JepaDaamEncoderModel.from_pretrained(folder)
+    saved = weights(tmp_path / "run")
+    for name, value in encoder.encoder.state_dict().items():
+        assert torch.equal(value, saved[f"encoder.{name}"]), name
+    assert any(not torch.equal(value, saved[f"target_{name}"]) for name, value in encoder.state_dict().items())
+    more = main(config_of(librilight, tmp_path / "run", "run.max_steps=5", "optim.accumulation_steps=2"))
+    assert more == folder
+    at_once = main(config_of(librilight, tmp_path / "once", "run.max_steps=5", "optim.accumulation_steps=2"))
+    expected, resumed = (load_file(path / "model.safetensors") for path in (at_once, more))
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_the_target_follows_the_encoder_and_nothing_else(librilight, tmp_path, monkeypatch):
+    """After n steps the target is the moving average of the encoders that the steps made."""
+    encoders = []
+    update = JepaDaamForPreTraining.update_target
+
+    def recording_update(self, decay=None):
+        encoders.append([parameter.detach().clone() for parameter in self.encoder.parameters()])
+        update(self, decay)
+
+    config = config_of(librilight, tmp_path, "run.max_steps=3", "data.held_out_share=0.0")
+    torch.manual_seed(config.run.seed)
+    expected = [p.detach().clone() for p in JepaDaamForPreTraining(config.model_config()).encoder.parameters()]
+    monkeypatch.setattr(JepaDaamForPreTraining, "update_target", recording_update)
+    folder = main(config)
+    assert len(encoders) == 3
+    for encoder in encoders:
+        expected = [0.996 * old + 0.004 * new for old, new in zip(expected, encoder, strict=True)]
+    target = JepaDaamForPreTraining.from_pretrained(folder).target_encoder
+    for parameter, value in zip(target.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter, value)
+
+
+def test_another_run_in_the_same_folder_is_refused(librilight, tmp_path):
+    main(config_of(librilight, tmp_path, "run.max_steps=2"))
+    with pytest.raises(ValueError, match=r"holds a run with other settings; .*optim.learning_rate: 0.0015, 0.001"):
+        main(config_of(librilight, tmp_path, "run.max_steps=3", "optim.learning_rate=1e-3"))
+
+
+def test_a_corpus_without_held_out_speakers_is_an_error(librilight, tmp_path):
+    with pytest.raises(ValueError, match="`data.held_out_share` = 1e-09 leaves no speaker"):
+        main(config_of(librilight, tmp_path, "run.max_steps=1", "data.held_out_share=1e-9"))
+
+
+def test_a_wrong_setting_ends_the_command_with_a_message(librilight, tmp_path):
+    process = start(1, settings(librilight, tmp_path, "optim.lr=1"))
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert "error: unknown configuration keys: `optim.lr`" in output
+    assert "Traceback" not in output
+
+
+def test_the_learning_rate_rises_and_stays():
+    optim = OptimConfig(learning_rate=1.0, warmup_steps=3)
+    assert [learning_rate(step, optim) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert learning_rate(0, dataclasses.replace(optim, warmup_steps=0)) == 1.0
+
+
+def test_randomness_differs_by_seed_step_batch_and_process():
+    drawn = set()
+    for changed in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]:
+        generator = seed_randomness(*changed)
+        drawn.add((torch.rand(()).item(), torch.rand((), generator=generator).item()))
+    assert len({a for a, _ in drawn}) == len({b for _, b in drawn}) == 5
+    assert torch.equal(
+        torch.rand(3, generator=seed_randomness(0, 1, 2, 3)), torch.rand(3, generator=seed_randomness(0, 1, 2, 3))
+    )
+
+
+def test_interrupted_metrics_lose_what_is_not_in_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 0.1}\n{"step": 2, "a": 0.2}\n{"step": 3, "a"')
+    assert read_metrics(path) == [{"step": 1, "a": 0.1}, {"step": 2, "a": 0.2}]
+    drop_after(path, 1)
+    assert path.read_text() == '{"step": 1, "a": 0.1}\n'
+
+
+def test_a_batch_of_whole_segments_needs_no_mask(librilight):
+    from training.data import SegmentBatch
+
+    batch = SegmentBatch(torch.zeros(2, 6), torch.tensor([6, 6]), [], [], {})
+    assert model_inputs(batch, torch.device("cpu"))["padding_mask"] is None
+    batch.lengths = torch.tensor([6, 4])
+    inputs = model_inputs(batch, torch.device("cpu"))
+    assert inputs["input_values"].shape == (2, 1, 6)
+    assert inputs["padding_mask"].tolist() == [[True] * 6, [True] * 4 + [False] * 2]

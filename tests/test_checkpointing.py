@@ -47,7 +47,7 @@ def test_only_the_last_few_are_kept(run):
 @pytest.mark.parametrize("harm", ["cut", "flip", "remove", "manifest"])
 @pytest.mark.parametrize("name", ["model.safetensors", "data_position_0.json"])
 def test_a_damaged_one_is_refused_by_name_and_the_one_before_it_offered(run, name, harm):
-    accelerator, model, folder = run
+    accelerator, _, folder = run
     newest = find_checkpoint(folder, "auto")
     file = newest / (MANIFEST if harm == "manifest" else name)
     content = bytearray(file.read_bytes())

@@ -67,7 +67,7 @@ MIN_WORD_CLIPS = 30  # a rarer word is left out
 LENGTH_RATIO = 1.1  # of the clips that are compared for a word, at most
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's `C`
 MAX_ITERATIONS = 1000
-BATCH_S = 60.0  # seconds that the encoder sees at once, padding included
+BATCH_S = 20.0  # seconds that the encoder sees at once, padding included; more is slower on a CPU
 NUM_MELS, WINDOW_LENGTH, HOP_LENGTH, FFT_LENGTH = 80, 600, 240, 1024  # lengths in samples: 25 ms, 10 ms
 MEL_FLOOR = 1e-5  # power; a sine at full scale has 2e4
 

@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SAMPLE := tests/audio/1688-142285-0003.flac
 
-.PHONY: demo test check test-slow test-transformers lint types fast-tests bench format clean
+.PHONY: demo test check test-slow test-transformers train-smoke lint types fast-tests bench bench-training format clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,8 +40,14 @@ test-slow: $(VENV)/.installed
 test-transformers: $(VENV)/.installed
 	$(BIN)/python tests/transformers_suite/run.py
 
+train-smoke: $(VENV)/.installed
+	$(BIN)/python -m tests.train_smoke
+
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py
+
+bench-training: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.training
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

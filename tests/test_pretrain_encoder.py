@@ -13,7 +13,7 @@ from transformers import AutoModelForPreTraining
 from modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamForPreTraining
 from tests.conftest import ROOT
 from tests.librilight import make_librilight
-from training.checkpointing import list_checkpoints
+from training.checkpointing import list_checkpoints, verify_checkpoint
 from training.config import OptimConfig, load_config
 from training.pretrain_encoder import learning_rate, main, model_inputs, seed_randomness
 from training.tracking import drop_after, read_metrics
@@ -48,16 +48,15 @@ def weights(output):
     return load_file(list_checkpoints(output / "checkpoints")[-1] / "model.safetensors")
 
 
-def start(processes, arguments):
+def start(processes, arguments, **extra):
     """Start a run in processes of its own, as a user does."""
     launch = [sys.executable, "-m"]
     if processes > 1:
-        launch += ["accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
+        launch += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     return subprocess.Popen(
         [*launch, "training.pretrain_encoder", *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", **extra},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -93,6 +92,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(librilight, tmp_path, p
     assert len(list_checkpoints(tmp_path / "broken" / "checkpoints")) >= 1
     assert "going on from" in finish(start(processes, broken))
 
+    for run in ("unbroken", "broken"):
+        checkpoint = list_checkpoints(tmp_path / run / "checkpoints")[-1]
+        assert verify_checkpoint(checkpoint)["world_size"] == processes
     assert len(losses(tmp_path / "unbroken")) == 9 + 3
     assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
     expected, resumed = weights(tmp_path / "unbroken"), weights(tmp_path / "broken")
@@ -156,6 +158,13 @@ def test_a_wrong_setting_ends_the_command_with_a_message(librilight, tmp_path):
     assert process.returncode == 2
     assert "error: unknown configuration keys: `optim.lr`" in output
     assert "Traceback" not in output
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(librilight, tmp_path):
+    process = start(2, settings(librilight, tmp_path), ACCELERATE_USE_CPU="false")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "2 processes were started, but Accelerate knows of 1" in output
 
 
 def test_the_learning_rate_rises_and_stays():

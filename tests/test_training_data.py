@@ -23,7 +23,7 @@ from training.data import (
     cut_into_batches,
     read_segment,
 )
-from training.recordings import FileWindow, is_held_out, open_corpus, select_speakers, stream_rows
+from training.recordings import FileWindow, is_held_out, open_corpus, stream_recordings
 
 RATE = 24000
 SMALL = DataConfig(
@@ -43,7 +43,7 @@ def rows(librilight):
 
 
 def stream(rows, data=SMALL, seed=0, **options):
-    return SegmentStream(stream_rows(rows), data, RATE, seed, **options)
+    return SegmentStream(stream_recordings(rows), data, RATE, seed, **options)
 
 
 def same(batch, other):
@@ -121,7 +121,7 @@ def test_every_segment_comes_once_an_epoch_whatever_the_number_of_streams(rows, 
 
 def test_every_segment_comes_once_across_two_processes_of_two_workers(rows):
     data = dataclasses.replace(SMALL, num_workers=2)
-    loaders = [BatchLoader(stream_rows(rows), data, RATE, 0, rank, 2, max_epochs=1) for rank in (0, 1)]
+    loaders = [BatchLoader(stream_recordings(rows), data, RATE, 0, rank, 2, max_epochs=1) for rank in (0, 1)]
     batches = [batch for loader in loaders for batch in loader]
     assert delivered(batches) == expected_segments(rows)
     assert sum(loader.counts()["opened"] for loader in loaders) == len(rows)
@@ -150,7 +150,7 @@ def test_a_loader_goes_on_at_the_right_worker(rows, num_workers):
     data = dataclasses.replace(SMALL, num_workers=num_workers)
 
     def loader():
-        return BatchLoader(stream_rows(rows), data, RATE, 0)
+        return BatchLoader(stream_recordings(rows), data, RATE, 0)
 
     whole = list(itertools.islice(loader(), 12))
     for done in (1, 5, 9):
@@ -159,7 +159,7 @@ def test_a_loader_goes_on_at_the_right_worker(rows, num_workers):
         second = loader()
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
         assert all(same(*pair) for pair in zip(itertools.islice(second, 12 - done), whole[done:], strict=True))
-    other = BatchLoader(stream_rows(rows), data, RATE, 0, rank=1, world_size=2)
+    other = BatchLoader(stream_recordings(rows), data, RATE, 0, rank=1, world_size=2)
     with pytest.raises(ValueError, match="the data position is of 1 processes"):
         other.load_state_dict(first.state_dict())
 
@@ -203,9 +203,12 @@ def test_a_run_fails_when_too_many_files_are_unreadable(librilight, tmp_path):
 
 
 def test_nothing_to_read_is_an_error_and_not_a_wait(rows):
-    with pytest.raises(ValueError, match="not one can be read"):
-        next(iter(stream(rows[:1], stream=1, num_streams=2)))
-    assert list(stream(rows[:1], stream=1, num_streams=2, max_epochs=1)) == []
+    with pytest.raises(ValueError, match="too few recordings: none came to stream 0"):
+        next(iter(stream([])))
+    # One recording comes to one of two streams an epoch, whichever; the other waits for its turn.
+    turns = [list(itertools.islice(stream(rows[:1], stream=i, num_streams=2), 4)) for i in (0, 1)]
+    assert all(len(batches) == 4 for batches in turns)
+    assert list(stream([], max_epochs=1)) == []
 
 
 def test_short_recordings_are_counted_and_left_out(rows, tmp_path):
@@ -220,7 +223,7 @@ def test_held_out_speakers_are_kept_from_training(rows):
     assert 0 < sum(is_held_out(str(speaker), 0.1) for speaker in range(1000)) < 200
     shares = {}
     for held_out in (False, True):
-        batches = SegmentStream(select_speakers(stream_rows(rows), 0.4, held_out), SMALL, RATE, 0, max_epochs=1)
+        batches = SegmentStream(stream_recordings(rows, 0.4, held_out), SMALL, RATE, 0, max_epochs=1)
         shares[held_out] = delivered(batches)
     speakers = [{name.split("/")[1] for name, _, _ in shares[held_out]} for held_out in (False, True)]
     assert all(speakers)
@@ -265,7 +268,7 @@ def test_a_dataset_streams_with_its_own_shards(librilight, rows, tmp_path):
     assert len({batch.position["epoch"] for batch in whole}) > 1
     assert all(same(*pair) for pair in zip(interrupted_after_each(make, 30), whole, strict=True))
     held_out = [
-        delivered(SegmentStream(select_speakers(open_corpus(data), 0.4, which), data, RATE, 0, max_epochs=1))
+        delivered(SegmentStream(stream_recordings(open_corpus(data), 0.4, which), data, RATE, 0, max_epochs=1))
         for which in (False, True)
     ]
     assert all(held_out)

@@ -29,6 +29,7 @@ from .recordings import FileWindow
 
 PREFETCH_BATCHES = 4  # that a worker makes ahead
 MAX_ROUND_BYTES = 256 * 2**20  # of sound files that a round holds in memory
+MAX_EMPTY_EPOCHS = 10  # a stream may miss out on one when there are few recordings
 MIN_RECORDINGS_TO_JUDGE = 100  # before the share of unreadable recordings can end a run within an epoch
 
 
@@ -162,6 +163,7 @@ class SegmentStream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[SegmentBatch]:
         at = dict(self.position or START)
+        empty_epochs = 0
         while self.max_epochs is None or at["epoch"] < self.max_epochs:
             # Shards are shuffled by any epoch but 0, alike in every stream; without a buffer, which would be lost.
             self.recordings.set_epoch(1 + int(np.random.SeedSequence([self.seed, at["epoch"]]).generate_state(1)[0]))
@@ -171,10 +173,11 @@ class SegmentStream(torch.utils.data.IterableDataset):
             while round_ := self._take(rows):
                 yield from self._batches(round_, at)
                 at.update(round=at["round"] + 1, rows=self.recordings.state_dict(), batch=0, unopened=[], broken=[])
-            if self.max_epochs is None and at["opened"] == at["unreadable"]:
+            empty_epochs = 0 if at["opened"] else empty_epochs + 1
+            if self.max_epochs is None and empty_epochs == MAX_EMPTY_EPOCHS:
                 raise ValueError(
-                    f"`data.sources`: of {at['opened']} recordings for stream {self.stream} not one can be read; "
-                    "use fewer processes and workers, or another `data.held_out_share`, if there are too few"
+                    f"`data.sources` has too few recordings: none came to stream {self.stream} in {empty_epochs} "
+                    "epochs; use fewer processes or `data.num_workers`, or another `data.held_out_share`"
                 )
             self._judge(at)
             at = {**START, "epoch": at["epoch"] + 1}

@@ -7,6 +7,7 @@ of a step is a function of the seed, the step and the process, so that a checkpo
 """
 
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ from .checkpointing import find_checkpoint, load_checkpoint, remove_half_written
 from .collapse import MIN_PREDICTION_STD, SIGNS, collapse_signs
 from .config import OptimConfig, PretrainConfig, differences, flatten, load_config, save_config
 from .data import BatchLoader, SegmentBatch
-from .recordings import open_corpus, read_rows, select_speakers, stream_rows, write_rows
+from .recordings import open_corpus, read_rows, stream_recordings, write_rows
 from .tracking import RunLog, SpeedMeter
 
 EVALUATION_SEED = 0  # of the order and the masks of held-out speech: the same in every evaluation of every run
@@ -39,12 +40,19 @@ def main(config: PretrainConfig) -> Path:
             of processes, or there are no recordings to train on or to hold out.
         UnreadableRecordingsError: If too many recordings cannot be read.
         FloatingPointError: If the loss is not finite.
+        RuntimeError: If processes were started that do not know of each other.
     """
     accelerator = Accelerator(
         gradient_accumulation_steps=config.optim.accumulation_steps,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.output,
     )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:  # each would train alone, into the same folder
+        raise RuntimeError(
+            f"{started} processes were started, but Accelerate knows of {accelerator.num_processes}; "
+            "on CPU, set ACCELERATE_USE_CPU=true"
+        )
     output = Path(config.run.output)
     checkpoints = output / "checkpoints"
     checkpoint = find_checkpoint(checkpoints, config.run.resume)
@@ -145,12 +153,10 @@ def make_model(config: PretrainConfig) -> JepaDaamForPreTraining:
 
 def make_loader(config: PretrainConfig, accelerator: Accelerator, sampling_rate: int, held_out: bool) -> BatchLoader:
     """This process's batches: without end to train on, or once through the held-out speakers."""
-    if config.data.format == "dataset":
-        recordings = open_corpus(config.data)
-    else:
-        recordings = stream_rows(read_rows(Path(config.run.output) / "recordings.jsonl"))
+    dataset = config.data.format == "dataset"
+    corpus = open_corpus(config.data) if dataset else read_rows(Path(config.run.output) / "recordings.jsonl")
     return BatchLoader(
-        select_speakers(recordings, config.data.held_out_share, held_out),
+        stream_recordings(corpus, config.data.held_out_share, held_out),
         config.data,
         sampling_rate,
         seed=EVALUATION_SEED if held_out else config.run.seed,
@@ -240,6 +246,10 @@ def save_trained(jepa: JepaDaamForPreTraining, folder: Path) -> None:
             shutil.rmtree(folder)
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def command(
     config: Annotated[Path, typer.Argument(help="YAML file; see training/configs/.")],
     overrides: Annotated[
@@ -258,4 +268,4 @@ def command(
 
 
 if __name__ == "__main__":
-    typer.run(command)
+    app()

@@ -54,19 +54,19 @@ def open_corpus(data: DataConfig) -> IterableDataset | list[dict]:
     return sorted(rows, key=lambda row: row["name"])
 
 
-def stream_rows(rows: list[dict]) -> IterableDataset:
-    """A stream of listed recordings, each a shard of its own."""
-    return IterableDataset.from_generator(_each, features=RECORDING, gen_kwargs={"rows": rows})
+def stream_recordings(
+    corpus: IterableDataset | list[dict], held_out_share: float = 0.0, held_out: bool = False
+) -> IterableDataset:
+    """A `datasets` stream of the recordings of held-out speakers, or of all others; a listed recording is a shard."""
+    if isinstance(corpus, list):
+        rows = [row for row in corpus if is_held_out(row["speaker"], held_out_share) == held_out]
+        return IterableDataset.from_generator(_each, features=RECORDING, gen_kwargs={"rows": rows})
+    keep = functools.partial(_keep, share=held_out_share, held_out=held_out)
+    return corpus.filter(keep, input_columns="speaker")
 
 
 def _each(rows: list[dict]) -> Iterator[dict]:
     yield from rows
-
-
-def select_speakers(recordings: IterableDataset, held_out_share: float, held_out: bool) -> IterableDataset:
-    """Keep the recordings of held-out speakers, or all others."""
-    keep = functools.partial(_keep, share=held_out_share, held_out=held_out)
-    return recordings.filter(keep, input_columns="speaker")
 
 
 def _keep(speaker: str, share: float, held_out: bool) -> bool:

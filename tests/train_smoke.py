@@ -18,6 +18,10 @@ from tests.librilight import make_librilight
 from training.tracking import read_metrics
 
 ROOT = Path(__file__).parents[1]
+LAUNCH = {  # Accelerate's own launcher starts several processes on CPU through MPI only
+    1: ["accelerate.commands.launch", "--config_file", str(ROOT / "training" / "configs" / "accelerate" / "cpu.yaml")],
+    2: ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+}
 
 
 def main() -> None:
@@ -27,15 +31,8 @@ def main() -> None:
         for processes in (1, 2):
             start = time.perf_counter()
             output = Path(folder) / str(processes)
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc_per_node",
-                str(processes),
-            ]
-            command += ["-m", "training.pretrain_encoder", str(ROOT / "training" / "configs" / "smoke.yaml")]
+            command = [sys.executable, "-m", *LAUNCH[processes], "-m", "training.pretrain_encoder"]
+            command += [str(ROOT / "training" / "configs" / "smoke.yaml")]
             command += [f"data.sources=[{librilight}]", f"run.output={output}"]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
             subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForPreTraining
 
-from modeling_jepa_daam import JepaDaamConfig, JepaDaamForPreTraining
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamForPreTraining, daam
 from modeling_jepa_daam.pretraining_jepa_daam import masked_prediction_loss
 from tests import reference
 from tests.conftest import TINY, noise
@@ -41,7 +41,11 @@ def test_the_target_is_an_exact_copy_at_first(model):
 
 def test_no_gradient_reaches_the_target_and_one_reaches_everything_else(model):
     model.train()
-    model(BATCH).loss.backward()
+    assert not any(parameter.requires_grad for parameter in model.target_encoder.parameters())
+    model.target_encoder.requires_grad_(True)  # nor if somebody should thaw them
+    output = model(BATCH)
+    assert not output.targets.requires_grad
+    output.loss.backward()
     assert all(parameter.grad is None for parameter in model.target_encoder.parameters())
     missing = [n for n, p in model.named_parameters() if p.grad is None and not n.startswith("target_encoder.")]
     assert not missing
@@ -74,25 +78,46 @@ def test_the_target_follows_by_equation_11(model):
         torch.testing.assert_close(target, online)
 
 
-def test_before_the_conformer_hidden_frames_do_not_reach_the_predictor():
-    """With the mask before the Conformer, the predictor's input hides what the hidden frames' own features were."""
+@pytest.mark.parametrize("place", ["after_encoder", "before_conformer", "waveform"])
+def test_what_visible_frames_may_know_of_hidden_ones(place):
+    """Hidden sound reaches the predictions by the ways that the place of the mask leaves open."""
     torch.manual_seed(0)
-    config = JepaDaamConfig(**TINY, hidden_dropout=0.0, attention_dropout=0.0)
+    model = JepaDaamForPreTraining(JepaDaamConfig(**TINY, mask_position=place)).eval()
     mask = torch.ones(1, 20, dtype=torch.bool)
     mask[:, 8:12] = False
-    depends = {}
-    for position in ("after_encoder", "before_conformer"):
-        config.mask_position = position
-        model = JepaDaamForPreTraining(config)
-        frames = {}
-        original = model.encoder.mix_frames
-        model.encoder.mix_frames = lambda x, m=None, f=frames, o=original: o(f.setdefault("x", x), m)
-        loss = model(BATCH[:1], context_mask=mask).predictions.sum()
-        (gradient,) = torch.autograd.grad(loss, frames["x"])
-        depends[position] = bool(gradient[:, 8:12].any())
-    # After the encoder the mixed-in features count; before the Conformer only the mask token stands there.
-    assert depends == {"after_encoder": True, "before_conformer": True}
-    assert torch.equal(frames["x"][0, 8:12], model.mask_token.expand(4, -1))
+    mixed = []
+    original = model.encoder.mix_frames
+    model.encoder.mix_frames = lambda frames, valid=None: original(mixed.append(frames) or frames, valid)
+    changed = BATCH[:1].clone()
+    changed[:, :, 8 * 60 : 12 * 60] *= -2.0  # sound that is hidden, and no other
+    predictions = [model(values, context_mask=mask).predictions for values in (BATCH[:1], changed)]
+    # mix_frames is the online encoder's: frames before the Conformer, of both inputs
+    hidden_alike = torch.equal(mixed[0][:, 8:12], mixed[1][:, 8:12])
+    visible_alike = torch.equal(mixed[0][:, [*range(8), *range(12, 20)]], mixed[1][:, [*range(8), *range(12, 20)]])
+    assert hidden_alike == (place != "after_encoder")
+    assert visible_alike == (place == "waveform")
+    assert torch.equal(*predictions) == (place == "waveform")
+    if place != "after_encoder":
+        assert torch.equal(mixed[0][0, 8:12], model.mask_token.expand(4, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_sensitive_parts_in_float32(model, dtype, monkeypatch):
+    gates = []
+    density = daam.mixture_density
+    monkeypatch.setattr(daam, "mixture_density", lambda *args: gates.append(density(*args)) or gates[-1])
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[:, 5:9] = False
+    expected = model.eval()(BATCH, context_mask=mask).loss  # no dropout
+    gates.clear()
+    with torch.autocast("cpu", dtype):
+        output = model(BATCH, context_mask=mask)
+    output.loss.backward()
+    assert {gate.dtype for gate in gates} == {torch.float32} == {output.loss.dtype}
+    assert all(
+        p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in model.parameters()
+    )
+    torch.testing.assert_close(output.loss, expected, rtol=0.05, atol=0.0)
 
 
 def test_padding_changes_neither_loss_nor_predictions():

@@ -26,6 +26,7 @@ from .checkpointing import find_checkpoint, load_checkpoint, remove_half_written
 from .collapse import MIN_PREDICTION_STD, SIGNS, collapse_signs
 from .config import OptimConfig, PretrainConfig, differences, flatten, load_config, save_config
 from .data import BatchLoader, SegmentBatch
+from .deepspeed_support import autocast, prepare_deepspeed
 from .recordings import open_corpus, read_rows, stream_recordings, write_rows
 from .tracking import RunLog, SpeedMeter
 
@@ -39,7 +40,7 @@ def main(config: PretrainConfig) -> Path:
         ValueError: If the output folder holds a run with other settings, a checkpoint is damaged or of another number
             of processes, or there are no recordings to train on or to hold out.
         UnreadableRecordingsError: If too many recordings cannot be read.
-        FloatingPointError: If the loss is not finite.
+        FloatingPointError: If the loss or its gradient is not finite.
         RuntimeError: If processes were started that do not know of each other.
     """
     accelerator = Accelerator(
@@ -51,7 +52,7 @@ def main(config: PretrainConfig) -> Path:
     if started != accelerator.num_processes:  # each would train alone, into the same folder
         raise RuntimeError(
             f"{started} processes were started, but Accelerate knows of {accelerator.num_processes}; "
-            "on CPU, set ACCELERATE_USE_CPU=true"
+            "on CPU, set ACCELERATE_USE_CPU=true (without DeepSpeed)"
         )
     output = Path(config.run.output)
     checkpoints = output / "checkpoints"
@@ -67,8 +68,7 @@ def main(config: PretrainConfig) -> Path:
         betas=config.optim.betas,
         weight_decay=config.optim.weight_decay,
     )
-    if accelerator.state.deepspeed_plugin is not None:  # which would ask a data loader of Accelerate's
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.batch_size
+    prepare_deepspeed(accelerator, config)
     model, optimizer = accelerator.prepare(jepa, optimizer)
     training, held_out = (make_loader(config, accelerator, jepa.config.sampling_rate, which) for which in (False, True))
 
@@ -105,9 +105,9 @@ def main(config: PretrainConfig) -> Path:
         if step % config.run.log_every == 0:
             signs = collapse_signs(result.predictions, result.targets, result.context_mask, result.frame_mask)
             metrics = mean_over_processes(accelerator, {"loss/predict": result.loss, **signs})
-            check_health(metrics, step, log, accelerator)
             metrics["optim/grad_norm"] = float(grad_norm)
             metrics["optim/learning_rate"] = learning_rate(step - 1, config.optim)
+            check_health(metrics, step, log, accelerator)
             log.write(step, metrics | {f"data/{key}": value for key, value in training.counts().items()} | meter.read())
         if step % config.run.eval_every == 0 or step == config.run.max_steps:
             log.write(step, evaluate(accelerator, jepa, held_out, config))
@@ -198,9 +198,10 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, Tensor]) -> 
 
 def check_health(metrics: dict[str, float], step: int, log: RunLog, accelerator: Accelerator) -> None:
     """Warn of a collapse (section 2.5.2); stop where there is nothing left to train."""
-    # In float16 a step may overflow: the loss scale skips it, and sinks.
-    if not math.isfinite(metrics["loss/predict"]) and accelerator.mixed_precision != "fp16":
-        raise FloatingPointError(f"the loss is {metrics['loss/predict']} at step {step}")
+    for name in ("loss/predict", "optim/grad_norm"):
+        # In float16 a step may overflow: the loss scale skips it, and sinks.
+        if not math.isfinite(metrics[name]) and accelerator.mixed_precision != "fp16":
+            raise FloatingPointError(f"{name} is {metrics[name]} at step {step}")
     if metrics["std/predictions"] < MIN_PREDICTION_STD and accelerator.is_main_process:
         log.say(
             f"warning: step {step}: the standard deviation of the predictions is {metrics['std/predictions']:.2g}, "
@@ -220,7 +221,7 @@ def evaluate(
     weights = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(loader.take(config.run.eval_batches)):
         generator = seed_randomness(EVALUATION_SEED, number, 0, accelerator.process_index)
-        with accelerator.autocast():
+        with autocast(accelerator):
             result = jepa(**model_inputs(batch, accelerator.device), generator=generator)
         weight = (result.frame_mask & ~result.context_mask).sum()
         signs = collapse_signs(result.predictions, result.targets, result.context_mask, result.frame_mask)

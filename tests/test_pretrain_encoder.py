@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
@@ -139,6 +140,24 @@ def test_the_target_follows_the_encoder_and_nothing_else(librilight, tmp_path, m
     target = JepaDaamForPreTraining.from_pretrained(folder).target_encoder
     for parameter, value in zip(target.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter, value)
+
+
+def test_bfloat16_trains_float32_weights(librilight, tmp_path, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the runs before
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    try:
+        folder = main(config_of(librilight, tmp_path / "half", "run.max_steps=12"))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.undo()
+    main(config_of(librilight, tmp_path / "full", "run.max_steps=12"))
+    assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.float32}
+    half, full = (
+        [e["loss/predict"] for e in losses(tmp_path / run) if "loss/predict" in e] for run in ("half", "full")
+    )
+    assert half != full
+    assert half == pytest.approx(full, rel=0.05)
+    assert half[-1] < 0.8 * half[0]
 
 
 def test_another_run_in_the_same_folder_is_refused(librilight, tmp_path):

@@ -129,6 +129,11 @@ def test_shipped_code_follows_the_import_rule(nano_folder):
                 assert names <= SHIPPED_TOP_LEVEL_IMPORTS | set(sys.stdlib_module_names), f"{path.name}: {names}"
 
 
+def test_the_package_never_imports_the_training_code():
+    for path in (ROOT / "modeling_jepa_daam").glob("*.py"):
+        assert not re.search(r"^\s*(from|import) training\b", path.read_text(), flags=re.MULTILINE), path.name
+
+
 def test_no_model_class_has_a_tokenizers_name(nano_folder):
     """transformers writes a two-element `auto_map` for such classes, and every auto class then dies on load."""
     for path in nano_folder.glob("*.py"):

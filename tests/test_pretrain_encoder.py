@@ -164,6 +164,8 @@ def test_another_run_in_the_same_folder_is_refused(librilight, tmp_path):
     main(config_of(librilight, tmp_path, "run.max_steps=2"))
     with pytest.raises(ValueError, match=r"holds a run with other settings; .*optim.learning_rate: 0.0015, 0.001"):
         main(config_of(librilight, tmp_path, "run.max_steps=3", "optim.learning_rate=1e-3"))
+    with pytest.raises(ValueError, match=r"holds a run with other settings; .*run.seed: 0, 1"):
+        main(config_of(librilight, tmp_path, "run.max_steps=3", "run.seed=1"))
 
 
 def test_a_corpus_without_held_out_speakers_is_an_error(librilight, tmp_path):

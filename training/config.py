@@ -176,15 +176,21 @@ def flatten(config: PretrainConfig) -> dict[str, Any]:
     return {f"{section}.{key}": str(value) for section, values in sections for key, value in values.items()}
 
 
-def differences(config: PretrainConfig, other: PretrainConfig, sections: tuple[str, ...]) -> list[str]:
-    """Say in which keys of `sections` two configurations differ, as `section.key: one, other`."""
+def differences(config: PretrainConfig, other: PretrainConfig, keys: tuple[str, ...]) -> list[str]:
+    """Say in which settings two configurations differ, as `section.key: one, other`.
+
+    Args:
+        config: One configuration.
+        other: The other.
+        keys: What to compare: sections, as `data`, and single keys, as `run.seed`.
+    """
     found = []
-    for section in sections:
-        mine, its = getattr(config, section), getattr(other, section)
+    for section in dataclasses.fields(config):
+        mine, its = getattr(config, section.name), getattr(other, section.name)
         for item in dataclasses.fields(mine):
             one, two = getattr(mine, item.name), getattr(its, item.name)
-            if one != two:
-                found.append(f"{section}.{item.name}: {one!r}, {two!r}")
+            if one != two and (section.name in keys or f"{section.name}.{item.name}" in keys):
+                found.append(f"{section.name}.{item.name}: {one!r}, {two!r}")
     return found
 
 

@@ -17,6 +17,7 @@ import torch
 import typer
 from accelerate import Accelerator
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from modeling_jepa_daam import JepaDaamFeatureExtractor, JepaDaamForPreTraining
 from modeling_jepa_daam.files import replacing
@@ -30,6 +31,7 @@ from .deepspeed_support import autocast, prepare_deepspeed
 from .recordings import open_corpus, read_rows, stream_recordings, write_rows
 from .tracking import RunLog, SpeedMeter
 
+FIXED_SETTINGS = ("data", "model", "optim", "run.seed")  # a run goes on with its own
 EVALUATION_SEED = 0  # of the order and the masks of held-out speech: the same in every evaluation of every run
 
 
@@ -129,7 +131,7 @@ def prepare_output(config: PretrainConfig, output: Path, fresh: bool) -> None:
     remove_half_written(output / "checkpoints")
     settings = output / "config.yaml"
     if not fresh and settings.exists():
-        changed = differences(load_config(settings), config, ("data", "model", "optim"))
+        changed = differences(load_config(settings), config, FIXED_SETTINGS)
         if changed:
             raise ValueError(
                 f"`run.output`: {output} holds a run with other settings; take another folder, or go on with its own. "
@@ -264,6 +266,7 @@ def command(
     except (ValueError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
+    transformers_logging.disable_progress_bar()  # of saving
     trained = main(settings)
     typer.echo(f"trained model: {trained}")
 

@@ -40,6 +40,7 @@ class RunLog:
     ):
         self._accelerator = accelerator
         self.path = Path(folder) / "metrics.jsonl"
+        self._latest: dict[str, float] = {}
         self._console = Console(stderr=True, soft_wrap=True)
         if accelerator.is_main_process:
             drop_after(self.path, first_step)
@@ -67,7 +68,8 @@ class RunLog:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._accelerator.log(metrics, step=step)
-            figures = describe(metrics)
+            self._latest |= metrics
+            figures = describe(self._latest if not self._progress.disable else metrics)
             self._progress.update(self._task, figures=figures)
             if self._progress.disable:
                 self._console.print(f"step {step}: {figures}", markup=False, highlight=False)

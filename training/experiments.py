@@ -6,13 +6,14 @@ Reads tar files of `source/speaker/name.opus` beside `name.json`. Writes `result
 `curves.png` (Figure 4 of the paper). Interrupted and started again, it goes on where it was.
 """
 
+import functools
 import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ from modeling_jepa_daam.files import replacing
 
 from .config import load_config
 from .pretrain_encoder import make_model
-from .probes import encoder_features, load_encoder, load_probe_clips, log_mel_features, probe_all
+from .probes import encoder_features, length_features, load_encoder, load_probe_clips, log_mel_features, probe_all
 from .tracking import read_metrics
 
 CONFIG = Path(__file__).parent / "configs" / "experiment.yaml"
@@ -67,7 +68,7 @@ def decode_shards(shards: Sequence[Path], folder: Path) -> Path:
 
 def run_folder(output: Path, variant: str, seed: int) -> Path:
     """Where a run of a variant lies."""
-    return output / "runs" / f"{variant.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+    return output / "runs" / file_name(f"{variant}, seed{seed}")
 
 
 def train(speech: Path, output: Path, variant: str, seed: int, steps: int) -> None:
@@ -85,16 +86,45 @@ def train(speech: Path, output: Path, variant: str, seed: int, steps: int) -> No
 
 
 def probe(shards: Sequence[Path], output: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
-    """Probe figures by kind of features, one entry a seed."""
-    clips = load_probe_clips(shards)
-    figures = {"log-mel mean and std": [probe_all(log_mel_features(clips), clips)]}
-    for daam in (True, False):
-        untrained = [untrained_encoder(daam, seed) for seed in seeds]
-        figures[f"untrained, {'DAAM' if daam else 'no DAAM'}"] = _probe_each(untrained, clips)
+    """Probe figures by kind of features, one entry a seed; kept in `output/probes`, each as soon as it is known."""
+    load_clips = functools.cache(functools.partial(load_probe_clips, shards))
+
+    def figures(name: str, features: Callable[[list], np.ndarray]) -> dict[str, float]:
+        path = output / "probes" / f"{file_name(name)}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found = probe_all(features(load_clips()), load_clips())
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(found))
+        return json.loads(path.read_text())
+
+    def of_encoders(name: str, encoder: Callable[[int], JepaDaamEncoderModel]) -> list[dict[str, float]]:
+        def features(seed: int, clips: list) -> np.ndarray:
+            return encoder_features(encoder(seed), clips)
+
+        return [figures(f"{name}, seed{seed}", functools.partial(features, seed)) for seed in seeds]
+
+    results = {
+        "clip length": [figures("clip length", length_features)],
+        "log-mel mean and std": [figures("log-mel", log_mel_features)],
+        "untrained, DAAM": of_encoders("untrained, DAAM", functools.partial(untrained_encoder, True)),
+        "untrained, no DAAM": of_encoders("untrained, no DAAM", functools.partial(untrained_encoder, False)),
+    }
     for variant in VARIANTS:
-        trained = [load_encoder(run_folder(output, variant, seed) / "model") for seed in seeds]
-        figures[variant] = _probe_each(trained, clips)
-    return figures
+        results[variant] = of_encoders(
+            variant, lambda seed, v=variant: load_encoder(run_folder(output, v, seed) / "model")
+        )
+    return results
+
+
+def file_name(name: str) -> str:
+    """A name of ours as a file's."""
+    return name.replace(", ", "-").replace(" ", "-")
+
+
+def trained_encoder(output: Path, variant: str, seed: int) -> JepaDaamEncoderModel:
+    """What a run made."""
+    return load_encoder(run_folder(output, variant, seed) / "model")
 
 
 def untrained_encoder(daam: bool, seed: int) -> JepaDaamEncoderModel:
@@ -104,10 +134,6 @@ def untrained_encoder(daam: bool, seed: int) -> JepaDaamEncoderModel:
     model = JepaDaamEncoderModel(jepa.config)
     model.encoder = jepa.encoder
     return model
-
-
-def _probe_each(encoders: Sequence[JepaDaamEncoderModel], clips: list) -> list[dict[str, float]]:
-    return [probe_all(encoder_features(encoder, clips), clips) for encoder in encoders]
 
 
 def curve(output: Path, variant: str, seed: int, key: str) -> np.ndarray:

@@ -111,9 +111,7 @@ def probe(shards: Sequence[Path], output: Path, seeds: Sequence[int]) -> dict[st
         "untrained, no DAAM": of_encoders("untrained, no DAAM", functools.partial(untrained_encoder, False)),
     }
     for variant in VARIANTS:
-        results[variant] = of_encoders(
-            variant, lambda seed, v=variant: load_encoder(run_folder(output, v, seed) / "model")
-        )
+        results[variant] = of_encoders(variant, functools.partial(trained_encoder, output, variant))
     return results
 
 

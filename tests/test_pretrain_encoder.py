@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.librilight import make_librilight
 from training.checkpointing import list_checkpoints, verify_checkpoint
 from training.config import OptimConfig, load_config
+from training.data import SegmentBatch, UnreadableRecordingsError
 from training.pretrain_encoder import learning_rate, main, model_inputs, seed_randomness
 from training.tracking import drop_after, read_metrics
 
@@ -168,9 +169,34 @@ def test_another_run_in_the_same_folder_is_refused(librilight, tmp_path):
         main(config_of(librilight, tmp_path, "run.max_steps=3", "run.seed=1"))
 
 
-def test_a_corpus_without_held_out_speakers_is_an_error(librilight, tmp_path):
-    with pytest.raises(ValueError, match="`data.held_out_share` = 1e-09 leaves no speaker"):
-        main(config_of(librilight, tmp_path, "run.max_steps=1", "data.held_out_share=1e-9"))
+def test_a_corpus_without_held_out_or_other_speakers_is_an_error_at_once(librilight, tmp_path):
+    for share, held_out in (("1e-9", 0), ("0.999999", 6)):
+        with pytest.raises(ValueError, match=f"holds out {held_out} of 6 speakers: choose another share"):
+            main(config_of(librilight, tmp_path, "run.max_steps=1", f"data.held_out_share={share}"))
+    main(config_of(librilight, tmp_path, "run.max_steps=1", "data.held_out_share=0"))  # and then it runs
+
+
+def test_unreadable_files_are_logged_and_too_many_end_the_run(librilight, tmp_path, capfd):
+    small = make_librilight(tmp_path, chapter_s=6.0)
+    bad = sorted(small.rglob("chapter_00_64kb.flac"))[:3]
+    for path in bad:
+        path.write_text("no sound")
+    options = ["data.held_out_share=0", "run.max_steps=3"]
+    main(config_of(small, tmp_path / "run", "data.max_unreadable_share=0.05", *options))
+    said = capfd.readouterr().err
+    assert all(f"warning: unreadable, left out: {path.relative_to(tmp_path)}: " in said for path in bad)
+    assert losses(tmp_path / "run")[-1]["data/unreadable"] == 3
+    with pytest.raises(UnreadableRecordingsError, match=r"3 of 12 recordings are unreadable, more than .* = 0.02"):
+        main(config_of(small, tmp_path / "other", "data.max_unreadable_share=0.02", *options))
+
+
+def test_weights_that_are_not_finite_reach_no_checkpoint(librilight, tmp_path):
+    options = ["optim.learning_rate=1e30", "run.save_every=1", "run.log_every=100", "data.held_out_share=0"]
+    with pytest.raises(FloatingPointError, match="the loss is nan .* at step"):
+        main(config_of(librilight, tmp_path, "run.max_steps=10", *options))
+    assert list_checkpoints(tmp_path / "checkpoints")
+    for checkpoint in list_checkpoints(tmp_path / "checkpoints"):
+        assert all(value.isfinite().all() for value in load_file(checkpoint / "model.safetensors").values())
 
 
 def test_a_wrong_setting_ends_the_command_with_a_message(librilight, tmp_path):
@@ -214,8 +240,6 @@ def test_interrupted_metrics_lose_what_is_not_in_the_checkpoint(tmp_path):
 
 
 def test_a_batch_of_whole_segments_needs_no_mask(librilight):
-    from training.data import SegmentBatch
-
     batch = SegmentBatch(torch.zeros(2, 6), torch.tensor([6, 6]), [], [], {})
     assert model_inputs(batch, torch.device("cpu"))["padding_mask"] is None
     batch.lengths = torch.tensor([6, 4])

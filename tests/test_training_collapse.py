@@ -15,6 +15,7 @@ def test_the_effective_rank_counts_the_directions_that_frames_use(rng):
     line = torch.tensor([[[0.0, 1.0], [0.0, 2.0], [0.0, 5.0], [0.0, -1.0]]])
     assert effective_rank(line, ALL).item() == pytest.approx(1.0, rel=1e-4)
     assert effective_rank(torch.full((1, 4, 3), 0.1), ALL) == 0.0
+    assert effective_rank(torch.full((1, 4, 3), torch.nan), ALL).isnan()
     values = rng.normal(size=(50, 8)) * np.arange(1, 9)
     singular = np.linalg.svd(values - values.mean(axis=0), compute_uv=False)
     shares = singular / singular.sum()

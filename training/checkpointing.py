@@ -26,29 +26,6 @@ def list_checkpoints(folder: str | os.PathLike) -> list[Path]:
     return sorted(path for path in Path(folder).glob("step-*") if NAME.fullmatch(path.name))
 
 
-def find_checkpoint(folder: str | os.PathLike, resume: str) -> Path | None:
-    """The checkpoint to go on from.
-
-    Args:
-        folder: Of the run's checkpoints.
-        resume: `"auto"` for the newest one, if any; or a checkpoint.
-
-    Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ValueError: If the folder has newer ones than the wanted: the next start would go on from them.
-    """
-    there = list_checkpoints(folder)
-    if resume == "auto":
-        return there[-1] if there else None
-    wanted = Path(resume)
-    if not (wanted / MANIFEST).is_file():
-        raise FileNotFoundError(f"`run.resume` must be 'auto' or a checkpoint folder, got {resume!r}")
-    newer = [path.name for path in there if path.name > wanted.name]
-    if newer:
-        raise ValueError(f"`run.resume` is {wanted.name}, but {folder} has newer ones: remove {', '.join(newer)} first")
-    return wanted
-
-
 def remove_half_written(folder: str | os.PathLike) -> None:
     """Remove what a killed run left of a checkpoint that it was writing."""
     for path in Path(folder).glob(".step-*.tmp"):

@@ -30,6 +30,8 @@ def effective_rank(latents: Tensor, frame_mask: Tensor) -> Tensor:
     The exponential of the entropy of the normalised singular values of the centred frames (Roy and Vetterli 2007).
     """
     frames = latents[frame_mask].float()
+    if not frames.isfinite().all():
+        return torch.full((), torch.nan, device=latents.device)
     singular = torch.linalg.svdvals(frames - frames.mean(dim=0))
     if singular.sum() <= torch.finfo(torch.float32).eps * frames.abs().max() * len(frames):
         return torch.zeros((), device=latents.device)

@@ -1,7 +1,9 @@
 """The configuration of a training run: YAML files of base and deltas, overrides, and checks of every key."""
 
 import dataclasses
+import importlib.util
 import os
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from modeling_jepa_daam import JepaDaamConfig
 from modeling_jepa_daam.configuration_jepa_daam import MAX_CHUNK_S
 from modeling_jepa_daam.files import replacing
 
+SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 BASE_KEY = "base"  # of a YAML file: the file that it changes
 
 
@@ -70,7 +73,6 @@ class RunConfig:
     eval_batches: int = 16  # per process, at most
     save_every: int = 500  # steps
     keep_checkpoints: int = 3
-    resume: str = "auto"  # "auto": the newest checkpoint of `output`, if any; or a checkpoint folder
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     progress: bool = True  # a live line on the terminal
 
@@ -116,6 +118,8 @@ class PretrainConfig:
                 f"`data.min_segment_s` must be positive and at most half of `data.segment_s`, "
                 f"got {self.data.min_segment_s} and {self.data.segment_s}"
             )
+        if self.run.tracker != "none" and importlib.util.find_spec(self.run.tracker) is None:
+            raise ValueError(f"`run.tracker` is {self.run.tracker!r}, which is not installed")
         if not self.data.sources:
             raise ValueError("`data.sources` is empty: name tar files, folders, a manifest or a dataset")
         if self.data.format == "dataset" and len(self.data.sources) != 1:
@@ -135,7 +139,10 @@ class PretrainConfig:
         if not (source / "config.json").is_file():
             raise ValueError(f"`model.config` must be a folder with a config.json, got {self.model.config!r}")
         values = JepaDaamConfig.from_pretrained(source).to_dict() | self.model.overrides
-        return JepaDaamConfig(**values)
+        config = JepaDaamConfig(**values)
+        if config.mask_ratio == 0.0:
+            raise ValueError("`mask_ratio` must be above 0 to train: nothing would be hidden")
+        return config
 
 
 def load_config(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> PretrainConfig:
@@ -157,7 +164,7 @@ def load_config(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
         key, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"an override must look like section.key=value, got {override!r}")
-        value: Any = yaml.safe_load(text)
+        value = _parse(text, f"the value of {key!r}")
         for name in reversed(key.split(".")):
             value = {name: value}
         values = _merge(values, value)
@@ -170,28 +177,26 @@ def save_config(config: PretrainConfig, path: str | os.PathLike) -> None:
         temporary.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
 
 
-def flatten(config: PretrainConfig) -> dict[str, Any]:
+def flatten(config: PretrainConfig) -> dict[str, str]:
     """Settings as `section.key: value`, for trackers."""
-    sections = dataclasses.asdict(config).items()
-    return {f"{section}.{key}": str(value) for section, values in sections for key, value in values.items()}
+    return {key: str(value) for key, value in _flat(config).items()}
 
 
-def differences(config: PretrainConfig, other: PretrainConfig, keys: tuple[str, ...]) -> list[str]:
-    """Say in which settings two configurations differ, as `section.key: one, other`.
+def differences(config: PretrainConfig, other: PretrainConfig, ignored: tuple[str, ...]) -> list[str]:
+    """Say in which settings two configurations differ, as `section.key: one, other`, but for `ignored` ones.
 
     Args:
         config: One configuration.
         other: The other.
-        keys: What to compare: sections, as `data`, and single keys, as `run.seed`.
+        ignored: Keys as `section.key`.
     """
-    found = []
-    for section in dataclasses.fields(config):
-        mine, its = getattr(config, section.name), getattr(other, section.name)
-        for item in dataclasses.fields(mine):
-            one, two = getattr(mine, item.name), getattr(its, item.name)
-            if one != two and (section.name in keys or f"{section.name}.{item.name}" in keys):
-                found.append(f"{section.name}.{item.name}: {one!r}, {two!r}")
-    return found
+    mine, its = _flat(config), _flat(other)
+    return [f"{key}: {mine[key]!r}, {its[key]!r}" for key in mine if mine[key] != its[key] and key not in ignored]
+
+
+def _flat(config: PretrainConfig) -> dict[str, Any]:
+    sections = dataclasses.asdict(config).items()
+    return {f"{section}.{key}": value for section, values in sections for key, value in values.items()}
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
@@ -199,21 +204,36 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
         raise ValueError(f"`{BASE_KEY}`: {path} is a base of itself")
     if not path.is_file():
         raise FileNotFoundError(f"no such configuration: {path}")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    values = _parse(path.read_text(), str(path)) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold sections, got {type(values).__name__}")
     base = values.pop(BASE_KEY, None)
     return values if base is None else _merge(_read(path.parent / base, (*seen, path.resolve())), values)
 
 
+def _parse(text: str, label: str) -> Any:
+    try:
+        return _numbers(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{label} is not YAML: {error}") from error
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 takes 1e-4 for a string."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
+
+
 def _merge(values: dict, changes: dict) -> dict:
     merged = dict(values)
     for key, change in changes.items():
         old = merged.get(key)
-        merged[key] = _merge(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
+        if isinstance(old, dict) and (change is None or isinstance(change, dict)):
+            change = _merge(old, change or {})  # an empty section changes nothing
+        merged[key] = change
     return merged
 
 
@@ -242,13 +262,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) == len(value):
             return tuple(_convert(kind, item, key) for kind, item in zip(kinds, value, strict=True))
-    if origin is dict and isinstance(value, dict):
+    if origin is dict and isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return value
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):

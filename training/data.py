@@ -7,9 +7,11 @@ by a few integers, and a batch carries where its stream stands after it.
 """
 
 import contextlib
+import errno
 import io
 import itertools
 import math
+import zlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,18 +31,20 @@ from .recordings import FileWindow
 
 PREFETCH_BATCHES = 4  # that a worker makes ahead
 MAX_ROUND_BYTES = 256 * 2**20  # of sound files that a round holds in memory
+PASSING_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE)
 MAX_EMPTY_EPOCHS = 10  # a stream may miss out on one when there are few recordings
-MIN_RECORDINGS_TO_JUDGE = 100  # before the share of unreadable recordings can end a run within an epoch
+MIN_RECORDINGS_TO_JUDGE = 100  # a share of fewer than these is not yet a share
 
 
-# Where a stream stands. `rows` is the position of the round's first recording; `batch` counts the round's batches;
-# `unopened` and `broken` are the round's recordings that could not be read at all, or not to their end; the rest counts
-# the epoch's recordings.
+# Where a stream stands. `rows` is the position of the round's first recording; `batch` counts the round's batches, and
+# `plan` is a checksum of its segments; `unopened` and `broken` are its recordings that could not be read at all, or not
+# to their end; the rest counts the epoch's recordings.
 START: dict[str, Any] = {
     "epoch": 0,
     "round": 0,
     "rows": None,
     "batch": 0,
+    "plan": 0,
     "unopened": [],
     "broken": [],
     "opened": 0,
@@ -84,21 +88,21 @@ def open_sound(recording: dict) -> Iterator[soundfile.SoundFile]:
     Raises:
         ValueError: If the file is missing, is no audio, or does not say how long it is.
     """
-    source: Any = recording["path"]
     try:
         if recording["content"] is not None:
-            source = io.BytesIO(recording["content"])
-        elif recording["size"] >= 0:
+            source: Any = io.BytesIO(recording["content"])
+        else:
             source = FileWindow(recording["path"], recording["offset"], recording["size"])
-        with soundfile.SoundFile(source) as file:
+        with source, soundfile.SoundFile(source) as file:
             if not 0 < file.frames < 2**40:
                 raise ValueError(f"it holds {file.frames} samples")
             yield file
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a headerless format
+    except OSError as error:
+        if error.errno in PASSING_ERRORS:  # of the machine, not of the file
+            raise
+        raise ValueError(str(error)) from error
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless format
         raise ValueError(getattr(error, "error_string", str(error))) from error
-    finally:
-        if isinstance(source, io.IOBase):
-            source.close()
 
 
 def count_segments(num_samples: int, sampling_rate: int, segment_s: float) -> int:
@@ -129,7 +133,8 @@ def read_segment(recording: dict, index: int, num_segments: int, sampling_rate: 
             raise ValueError(f"it ends at sample {start + len(block)} of {file.frames}")
         resampler = Resampler(file.samplerate, sampling_rate)
     samples = mix_down(block, recording["name"], channel_axis=1)
-    return np.concatenate([resampler.push(samples), resampler.close()])
+    resampled = np.concatenate([resampler.push(samples), resampler.close()])
+    return mix_down(resampled, recording["name"])  # checks it again: resampling overshoots
 
 
 class SegmentStream(torch.utils.data.IterableDataset):
@@ -157,12 +162,15 @@ class SegmentStream(torch.utils.data.IterableDataset):
         max_epochs: int | None = None,
         position: dict | None = None,
     ):
-        self.recordings = split_dataset_by_node(recordings, stream, num_streams)
+        # By shards, each is read by one stream; by examples, all read all, and leave out what is the others'.
+        split_by = "shards" if recordings.num_shards >= num_streams else "examples"
+        self.recordings = split_dataset_by_node(recordings, stream, num_streams, strategy=split_by)
         self.data, self.sampling_rate, self.seed, self.stream = data, sampling_rate, seed, stream
         self.max_epochs, self.position = max_epochs, position
 
     def __iter__(self) -> Iterator[SegmentBatch]:
         at = dict(self.position or START)
+        failures: list[tuple[str, str]] = []  # not told yet
         empty_epochs = 0
         while self.max_epochs is None or at["epoch"] < self.max_epochs:
             # Shards are shuffled by any epoch but 0, alike in every stream; without a buffer, which would be lost.
@@ -170,16 +178,19 @@ class SegmentStream(torch.utils.data.IterableDataset):
             if at["rows"] is not None:
                 self.recordings.load_state_dict(at["rows"])
             rows = iter(self.recordings)
+            came = at["round"] + at["batch"] > 0
             while round_ := self._take(rows):
-                yield from self._batches(round_, at)
+                for batch in self._batches(round_, at, failures):
+                    came = True
+                    yield batch
                 at.update(round=at["round"] + 1, rows=self.recordings.state_dict(), batch=0, unopened=[], broken=[])
-            empty_epochs = 0 if at["opened"] else empty_epochs + 1
-            if self.max_epochs is None and empty_epochs == MAX_EMPTY_EPOCHS:
+            empty_epochs = 0 if came else empty_epochs + 1
+            if self.max_epochs is None and (empty_epochs == MAX_EMPTY_EPOCHS or (empty_epochs and at["opened"])):
                 raise ValueError(
-                    f"`data.sources` has too few recordings: none came to stream {self.stream} in {empty_epochs} "
-                    "epochs; use fewer processes or `data.num_workers`, or another `data.held_out_share`"
+                    f"`data.sources`: no segment came to stream {self.stream} in {empty_epochs} epoch(s): "
+                    f"{at['opened']} recordings, {at['unreadable']} of them unreadable, {at['too_short']} too short. "
+                    "If there are too few, use fewer processes or `data.num_workers`, or another `data.held_out_share`"
                 )
-            self._judge(at)
             at = {**START, "epoch": at["epoch"] + 1}
 
     def _take(self, rows: Iterator[dict]) -> list[dict]:
@@ -194,9 +205,8 @@ class SegmentStream(torch.utils.data.IterableDataset):
             num_bytes += len(row["content"] or b"")
         return taken
 
-    def _batches(self, rows: list[dict], at: dict) -> Iterator[SegmentBatch]:
+    def _batches(self, rows: list[dict], at: dict, failures: list[tuple[str, str]]) -> Iterator[SegmentBatch]:
         """The batches of a round that are still to come; `at` follows."""
-        failures: list[tuple[str, str]] = []
         segments = self._plan(rows, at, failures)
         rng = np.random.default_rng([self.seed, at["epoch"], self.stream, at["round"]])
         for batch in cut_into_batches(segments, self.data.batch_size, self.data.bucket_batches, rng)[at["batch"] :]:
@@ -210,8 +220,6 @@ class SegmentStream(torch.utils.data.IterableDataset):
                 except ValueError as error:
                     self._give_up(rows, row, "broken", error, at, failures)
             at["batch"] += 1
-            if at["opened"] >= MIN_RECORDINGS_TO_JUDGE:
-                self._judge(at)
             if arrays:
                 yield SegmentBatch(*_pad(arrays), names, failures[:], dict(at))
                 failures.clear()
@@ -238,8 +246,12 @@ class SegmentStream(torch.utils.data.IterableDataset):
                 segments += [(seconds, row, index, num_segments) for index in range(num_segments)]
             elif not resumed:
                 at["too_short"] += 1
+        plan = zlib.crc32(repr(segments).encode())
+        if resumed and plan != at["plan"]:
+            raise ValueError("cannot go on exactly: recordings have been replaced by others of other lengths")
         if not resumed:
             at["opened"] += len(rows)
+            at["plan"] = plan
         return segments
 
     def _give_up(self, rows: list[dict], row: int, kind: str, error: ValueError, at: dict, failures: list) -> None:
@@ -247,12 +259,18 @@ class SegmentStream(torch.utils.data.IterableDataset):
         at["unreadable"] += 1
         failures.append((rows[row]["name"], str(error)))
 
-    def _judge(self, at: dict) -> None:
-        if at["unreadable"] > self.data.max_unreadable_share * at["opened"]:
-            raise UnreadableRecordingsError(
-                f"{at['unreadable']} of {at['opened']} recordings are unreadable, more than "
-                f"`data.max_unreadable_share` = {self.data.max_unreadable_share:g}"
-            )
+
+def judge_unreadable(opened: int, unreadable: int, max_share: float) -> None:
+    """Fail if too many recordings cannot be read.
+
+    Raises:
+        UnreadableRecordingsError: If they are more than `max_share` of `opened` ones, or of
+            `MIN_RECORDINGS_TO_JUDGE` if there are fewer.
+    """
+    if unreadable > max_share * max(opened, MIN_RECORDINGS_TO_JUDGE):
+        raise UnreadableRecordingsError(
+            f"{unreadable} of {opened} recordings are unreadable, more than `data.max_unreadable_share` = {max_share:g}"
+        )
 
 
 def cut_into_batches(segments: list[tuple], batch_size: int, bucket_batches: int, rng: np.random.Generator) -> list:
@@ -360,10 +378,9 @@ class BatchLoader:
             batches.close()  # ends the workers
 
     def counts(self) -> dict[str, int]:
-        """This epoch's recordings of this process: opened, unreadable and too short; and the epoch."""
+        """Recordings of this process's streams, in the epoch of each: opened, unreadable and too short."""
         positions = [position or START for position in self._positions]
-        totals = {key: sum(position[key] for position in positions) for key in ("opened", "unreadable", "too_short")}
-        return {"epoch": min(position["epoch"] for position in positions), **totals}
+        return {key: sum(position[key] for position in positions) for key in ("opened", "unreadable", "too_short")}
 
     def state_dict(self) -> dict:
         """Where every stream of this process stands, after the last batch handed out; plain JSON values."""

@@ -34,8 +34,13 @@ CONFIG = Path(__file__).parent / "configs" / "experiment.yaml"
 MASK_PLACES = ("after_encoder", "before_conformer", "waveform")
 VARIANTS = {
     f"{place}, {'DAAM' if daam else 'no DAAM'}": {"mask_position": place, "daam_in_encoder": daam}
-    for place in MASK_PLACES
-    for daam in (True, False)
+    for place, daam in (
+        ("after_encoder", True),
+        ("after_encoder", False),
+        ("before_conformer", True),
+        ("waveform", True),
+        ("waveform", False),
+    )
 }
 # Of glibc: large tensors are not handed back to the system after each use, which takes a quarter off a step.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}

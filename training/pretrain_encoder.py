@@ -9,6 +9,7 @@ of a step is a function of the seed, the step and the process, so that a checkpo
 import math
 import os
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import typer
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -23,15 +25,20 @@ from modeling_jepa_daam import JepaDaamFeatureExtractor, JepaDaamForPreTraining
 from modeling_jepa_daam.files import replacing
 from modeling_jepa_daam.framing import lengths_to_mask
 
-from .checkpointing import find_checkpoint, load_checkpoint, remove_half_written, save_checkpoint
-from .collapse import MIN_PREDICTION_STD, SIGNS, collapse_signs
+from .checkpointing import list_checkpoints, load_checkpoint, remove_half_written, save_checkpoint
+from .collapse import SIGNS, collapse_signs
 from .config import OptimConfig, PretrainConfig, differences, flatten, load_config, save_config
-from .data import BatchLoader, SegmentBatch
+from .data import BatchLoader, SegmentBatch, judge_unreadable
 from .deepspeed_support import autocast, prepare_deepspeed
-from .recordings import open_corpus, read_rows, stream_recordings, write_rows
+from .recordings import is_held_out, open_corpus, read_rows, stream_recordings, write_rows
 from .tracking import RunLog, SpeedMeter
 
-FIXED_SETTINGS = ("data", "model", "optim", "run.seed")  # a run goes on with its own
+LISTING_TIMEOUT = timedelta(hours=2)  # of the other processes, while one lists the recordings
+# What may change when a run goes on; all else would make another run of it.
+FREE_SETTINGS = (
+    "data.max_unreadable_share", "run.output", "run.max_steps", "run.log_every", "run.eval_every", "run.eval_batches",
+    "run.save_every", "run.keep_checkpoints", "run.tracker", "run.progress",
+)  # fmt: skip
 EVALUATION_SEED = 0  # of the order and the masks of held-out speech: the same in every evaluation of every run
 
 
@@ -49,6 +56,7 @@ def main(config: PretrainConfig) -> Path:
         gradient_accumulation_steps=config.optim.accumulation_steps,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.output,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LISTING_TIMEOUT)],
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:  # each would train alone, into the same folder
@@ -58,7 +66,7 @@ def main(config: PretrainConfig) -> Path:
         )
     output = Path(config.run.output)
     checkpoints = output / "checkpoints"
-    checkpoint = find_checkpoint(checkpoints, config.run.resume)
+    checkpoint = next(reversed(list_checkpoints(checkpoints)), None)
     if accelerator.is_main_process:
         prepare_output(config, output, fresh=checkpoint is None)
     accelerator.wait_for_everyone()
@@ -104,16 +112,21 @@ def main(config: PretrainConfig) -> Path:
         step += 1
         log.advance(step)
 
+        last = step == config.run.max_steps
         if step % config.run.log_every == 0:
             signs = collapse_signs(result.predictions, result.targets, result.context_mask, result.frame_mask)
             metrics = mean_over_processes(accelerator, {"loss/predict": result.loss, **signs})
             metrics["optim/grad_norm"] = float(grad_norm)
             metrics["optim/learning_rate"] = learning_rate(step - 1, config.optim)
-            check_health(metrics, step, log, accelerator)
-            log.write(step, metrics | {f"data/{key}": value for key, value in training.counts().items()} | meter.read())
-        if step % config.run.eval_every == 0 or step == config.run.max_steps:
-            log.write(step, evaluate(accelerator, jepa, held_out, config))
-        if step % config.run.save_every == 0 or step == config.run.max_steps:
+            counts = sum_over_processes(accelerator, training.counts())
+            log.write(step, metrics | {f"data/{name}": count for name, count in counts.items()} | meter.read())
+            log.watch(step, metrics["std/predictions"])
+            judge_unreadable(counts["opened"], counts["unreadable"], config.data.max_unreadable_share)
+        if step % config.run.log_every == 0 or step % config.run.save_every == 0 or last:
+            stop_unless_finite(accelerator, step, result.loss, float(grad_norm))  # before it reaches a checkpoint
+        if step % config.run.eval_every == 0 or last:
+            log.write(step, evaluate(accelerator, jepa, held_out, config, log))
+        if step % config.run.save_every == 0 or last:
             save_checkpoint(accelerator, checkpoints, step, training.state_dict(), config.run.keep_checkpoints)
 
     trained = output / "model"
@@ -131,7 +144,7 @@ def prepare_output(config: PretrainConfig, output: Path, fresh: bool) -> None:
     remove_half_written(output / "checkpoints")
     settings = output / "config.yaml"
     if not fresh and settings.exists():
-        changed = differences(load_config(settings), config, FIXED_SETTINGS)
+        changed = differences(load_config(settings), config, FREE_SETTINGS)
         if changed:
             raise ValueError(
                 f"`run.output`: {output} holds a run with other settings; take another folder, or go on with its own. "
@@ -140,8 +153,16 @@ def prepare_output(config: PretrainConfig, output: Path, fresh: bool) -> None:
     save_config(config, settings)
     listing = output / "recordings.jsonl"
     if config.data.format != "dataset" and (fresh or not listing.exists()):
+        rows = open_corpus(config.data)
+        speakers = {row["speaker"] for row in rows}
+        held_out = sum(is_held_out(speaker, config.data.held_out_share) for speaker in speakers)
+        if held_out == len(speakers) or (held_out == 0 and config.data.held_out_share > 0):
+            raise ValueError(
+                f"`data.held_out_share` = {config.data.held_out_share} holds out {held_out} of {len(speakers)} "
+                "speakers: choose another share, or 0 for no validation"
+            )
         with replacing(listing) as temporary:
-            write_rows(open_corpus(config.data), temporary)
+            write_rows(rows, temporary)
 
 
 def make_model(config: PretrainConfig) -> JepaDaamForPreTraining:
@@ -198,25 +219,30 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, Tensor]) -> 
     return dict(zip(values, accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
 
-def check_health(metrics: dict[str, float], step: int, log: RunLog, accelerator: Accelerator) -> None:
-    """Warn of a collapse (section 2.5.2); stop where there is nothing left to train."""
-    for name in ("loss/predict", "optim/grad_norm"):
-        # In float16 a step may overflow: the loss scale skips it, and sinks.
-        if not math.isfinite(metrics[name]) and accelerator.mixed_precision != "fp16":
-            raise FloatingPointError(f"{name} is {metrics[name]} at step {step}")
-    if metrics["std/predictions"] < MIN_PREDICTION_STD and accelerator.is_main_process:
-        log.say(
-            f"warning: step {step}: the standard deviation of the predictions is {metrics['std/predictions']:.2g}, "
-            f"below {MIN_PREDICTION_STD}: the model may have collapsed"
-        )
+def sum_over_processes(accelerator: Accelerator, counts: dict[str, int]) -> dict[str, int]:
+    """Sums of counts."""
+    stacked = torch.tensor(list(counts.values()), device=accelerator.device)
+    return dict(zip(counts, accelerator.reduce(stacked, "sum").tolist(), strict=True))
+
+
+def stop_unless_finite(accelerator: Accelerator, step: int, loss: Tensor, grad_norm: float) -> None:
+    """Stop a run that has nothing left to train, in every process at once.
+
+    Raises:
+        FloatingPointError: If the loss is not finite, or the gradient's norm, but for float16's: there, the loss scale
+            is too high now and then, the step is left out, and the scale sinks.
+    """
+    mean = mean_over_processes(accelerator, {"loss": loss})["loss"]
+    if not math.isfinite(mean) or not (math.isfinite(grad_norm) or accelerator.mixed_precision == "fp16"):
+        raise FloatingPointError(f"the loss is {mean} and the norm of its gradient {grad_norm} at step {step}")
 
 
 @torch.no_grad()
 def evaluate(
-    accelerator: Accelerator, jepa: JepaDaamForPreTraining, loader: BatchLoader, config: PretrainConfig
+    accelerator: Accelerator, jepa: JepaDaamForPreTraining, loader: BatchLoader, config: PretrainConfig, log: RunLog
 ) -> dict[str, float]:
     """Mean loss and signs of collapse over held-out speakers, each batch weighted by its hidden frames."""
-    if config.data.held_out_share == 0.0:
+    if config.data.held_out_share == 0.0 or config.run.eval_batches == 0:
         return {}
     jepa.eval()
     totals: dict[str, Tensor] = {}
@@ -225,6 +251,7 @@ def evaluate(
         generator = seed_randomness(EVALUATION_SEED, number, 0, accelerator.process_index)
         with autocast(accelerator):
             result = jepa(**model_inputs(batch, accelerator.device), generator=generator)
+        log.unreadable(batch)
         weight = (result.frame_mask & ~result.context_mask).sum()
         signs = collapse_signs(result.predictions, result.targets, result.context_mask, result.frame_mask)
         for name, value in {"loss/predict": result.loss, **signs}.items():
@@ -236,7 +263,7 @@ def evaluate(
         torch.stack([weights, *(totals.get(name, torch.zeros_like(weights)) for name in names)])
     )
     if summed[0] == 0:
-        raise ValueError(f"no held-out speech: `data.held_out_share` = {config.data.held_out_share} leaves no speaker")
+        raise ValueError(f"`data.held_out_share` = {config.data.held_out_share} leaves no speech to evaluate on")
     return {f"held_out/{name}": float(value / summed[0]) for name, value in zip(names, summed[1:], strict=True)}
 
 

@@ -6,6 +6,7 @@ of the stream, so that `datasets` shuffles recordings among all speakers without
 processes without a remainder.
 """
 
+import codecs
 import functools
 import hashlib
 import io
@@ -51,7 +52,9 @@ def open_corpus(data: DataConfig) -> IterableDataset | list[dict]:
     if not rows:
         wanted = f" with {data.where}" if data.where else ""
         raise ValueError(f"`data.sources`: no recordings{wanted} in {', '.join(data.sources)}")
-    return sorted(rows, key=lambda row: row["name"])
+    if len({(row["path"], row["offset"]) for row in rows}) < len(rows):
+        raise ValueError(f"`data.sources` name the same recordings more than once: {', '.join(data.sources)}")
+    return sorted(rows, key=lambda row: (row["name"], row["path"], row["offset"]))
 
 
 def stream_recordings(
@@ -94,37 +97,57 @@ def list_files(source: str, where: dict[str, Any]) -> Iterator[dict]:
     """
     path = Path(source)
     if path.is_dir():
-        files = sorted(item for item in path.rglob("*") if item.is_file())
-        for file in files:
+        for file in _walk(path):
             if file.suffix == ".tar":
                 yield from _list_tar(file, where)
             elif file.suffix.lower() in AUDIO_SUFFIXES:
                 sidecar = file.with_suffix(".json")
                 metadata = _metadata(sidecar.read_bytes(), str(sidecar)) if sidecar.is_file() else {}
-                name = str(Path(path.name, file.relative_to(path)))
-                yield from _row_if(where, metadata, name, file, 0, -1)
+                yield from _row_if(where, metadata, str(Path(path.name, file.relative_to(path))), file, 0, -1)
     elif path.is_file():
         yield from _list_tar(path, where)
     else:
         raise FileNotFoundError(f"`data.sources`: no such tar file or folder: {source}")
 
 
+def _walk(folder: Path) -> list[Path]:
+    """Files of a folder at any depth, through links, each folder once; hidden ones (macOS's `._name`) left out."""
+    files, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
 def _list_tar(path: Path, where: dict[str, Any]) -> Iterator[dict]:
-    members, sidecars = {}, {}
+    members: dict[str, tuple[int, int]] = {}
+    sidecars: dict[str, dict] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 stem, suffix = os.path.splitext(member.name)
-                if member.isfile() and suffix.lower() in AUDIO_SUFFIXES:
+                if not member.isfile() or os.path.basename(stem).startswith("."):
+                    continue
+                if suffix.lower() in AUDIO_SUFFIXES:
                     members[member.name] = (member.offset_data, member.size)
-                elif member.isfile() and suffix == ".json":
+                elif suffix == ".json":
                     content = tar.extractfile(member)
                     assert content is not None  # it is a file
-                    sidecars[stem] = _metadata(content.read(), f"{path}: {member.name}")
+                    metadata = _metadata(content.read(), f"{path}: {member.name}")
+                    # Not all of it: LibriLight's lists of voice activity would fill the memory.
+                    sidecars[stem] = {key: metadata[key] for key in ("speaker", *where) if key in metadata}
+            end = tar.offset
     except tarfile.TarError as error:
         raise ValueError(
             f"`data.sources`: {path} is no tar file, or damaged (compressed ones do not serve): {error}"
         ) from error
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops at a damaged header, silently
+            raise ValueError(f"`data.sources`: {path} is damaged or cut short at byte {end}: its end mark is missing")
     for name, (offset, size) in members.items():
         yield from _row_if(where, sidecars.get(os.path.splitext(name)[0], {}), name, path, offset, size)
 
@@ -139,8 +162,14 @@ def _metadata(text: bytes, label: str) -> dict:
 
 def _row_if(where: dict, metadata: dict, name: str, path: Path, offset: int, size: int) -> Iterator[dict]:
     if all(metadata.get(key) == value for key, value in where.items()):
+        try:
+            (name + str(path)).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"`data.sources`: the name of {os.fsencode(path)!r} ({name!r}) is not UTF-8") from error
         folders = Path(name).parts[:-1]
-        speaker = metadata.get("speaker") or (folders[-2] if len(folders) > 1 else folders[-1] if folders else name)
+        speaker = metadata.get("speaker")
+        if speaker is None:
+            speaker = folders[-2] if len(folders) > 1 else folders[-1] if folders else name
         yield {
             "name": name,
             "speaker": str(speaker),
@@ -159,16 +188,14 @@ def list_manifest(source: str, where: dict[str, Any]) -> Iterator[dict]:
     """
     if not os.path.isfile(source):
         raise FileNotFoundError(f"`data.sources`: no such manifest: {source}")
-    with open(source, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                metadata = _metadata(line.encode(), f"{source}, line {number},")
-                path = next((metadata[key] for key in MANIFEST_PATHS if metadata.get(key)), None)
-                if path is None:
-                    raise ValueError(
-                        f"`data.sources`: {source}, line {number}, has none of {', '.join(MANIFEST_PATHS)}"
-                    )
-                yield from _row_if(where, metadata, path, Path(source).parent / path, 0, -1)
+    for number, line in enumerate(Path(source).read_bytes().splitlines(), 1):
+        if line.strip():
+            label = f"{source}, line {number},"
+            metadata = _metadata(line.removeprefix(codecs.BOM_UTF8), label)
+            path = next((metadata[key] for key in MANIFEST_PATHS if metadata.get(key)), None)
+            if not isinstance(path, str):
+                raise ValueError(f"`data.sources`: {label} must have a path as one of {', '.join(MANIFEST_PATHS)}")
+            yield from _row_if(where, metadata, path, Path(source).parent / path, 0, -1)
 
 
 def _dataset_stream(data: DataConfig) -> IterableDataset:
@@ -190,23 +217,25 @@ def _dataset_stream(data: DataConfig) -> IterableDataset:
     if data.where:
         stream = stream.filter(functools.partial(_has, where=data.where))
     to_row = functools.partial(_row_of_example, audio=audio, speaker=speaker)
-    return stream.map(to_row, with_indices=True, remove_columns=list(columns), features=RECORDING)
+    return stream.map(to_row, remove_columns=list(columns), features=RECORDING)
 
 
 def _has(example: dict, where: dict) -> bool:
     return all(example[key] == value for key, value in where.items())
 
 
-def _row_of_example(example: dict, index: int, audio: str, speaker: str | None) -> dict:
+def _row_of_example(example: dict, audio: str, speaker: str | None) -> dict:
     sound = example[audio] if isinstance(example[audio], dict) else {"path": example[audio]}
     path, content = sound.get("path") or "", sound.get("bytes")
-    name = path or f"example {index}"
     if content is None and "://" in path:  # a file on the Hub, of a dataset that is not Parquet
         with fsspec.open(path, "rb") as file:
             content = file.read()
+    # What an example is must not depend on where it stands: that changes with the epoch and the process.
+    identity = path if content is None else hashlib.sha256(content).hexdigest()[:16]
+    voice = example[speaker] if speaker else None
     return {
-        "name": name,
-        "speaker": str(example[speaker]) if speaker else name,
+        "name": path or identity,
+        "speaker": identity if voice is None else str(voice),
         "path": path,
         "offset": 0,
         "size": -1,
@@ -220,12 +249,13 @@ class FileWindow(io.RawIOBase):
     Args:
         path: The file.
         offset: Position of the part's first byte.
-        size: Bytes of the part.
+        size: Bytes of the part; -1 for all to the end.
     """
 
-    def __init__(self, path: str, offset: int, size: int):
+    def __init__(self, path: str, offset: int = 0, size: int = -1):
         self._file = open(path, "rb")  # noqa: SIM115 closed with this object
-        self._offset, self._size, self._position = offset, size, 0
+        self._offset, self._position = offset, 0
+        self._size = size if size >= 0 else os.fstat(self._file.fileno()).st_size - offset
 
     def close(self) -> None:
         self._file.close()
@@ -255,7 +285,7 @@ class FileWindow(io.RawIOBase):
 def write_rows(rows: Iterable[dict], path: str | os.PathLike) -> None:
     """Write listed recordings as JSONL."""
     with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict]:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from modeling_jepa_daam.files import replacing
 
+from .collapse import MIN_PREDICTION_STD
 from .data import SegmentBatch
 
 
@@ -44,7 +45,7 @@ class RunLog:
         self._console = Console(stderr=True, soft_wrap=True)
         if accelerator.is_main_process:
             drop_after(self.path, first_step)
-        options = {"tensorboard": {"purge_step": first_step + 1}} if first_step else {}
+        options = {"tensorboard": {"purge_step": first_step + 1}}
         accelerator.init_trackers("jepa-daam", config=settings, init_kwargs=options)
         self._progress = Progress(
             TextColumn("[bold]step"),
@@ -63,8 +64,8 @@ class RunLog:
         self._progress.update(self._task, completed=step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Log one step's metrics."""
-        if self._accelerator.is_main_process:
+        """Log one step's metrics, if there are any."""
+        if metrics and self._accelerator.is_main_process:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
             self._accelerator.log(metrics, step=step)
@@ -78,6 +79,14 @@ class RunLog:
         """Name the recordings that could not be read, if any."""
         for name, reason in batch.unreadable:
             self.say(f"warning: unreadable, left out: {name}: {reason}")
+
+    def watch(self, step: int, prediction_std: float) -> None:
+        """Warn of a collapse (section 2.5.2)."""
+        if prediction_std < MIN_PREDICTION_STD and self._accelerator.is_main_process:
+            self.say(
+                f"warning: step {step}: the standard deviation of the predictions is {prediction_std:.2g}, "
+                f"below {MIN_PREDICTION_STD}: the model may have collapsed"
+            )
 
     def say(self, text: str) -> None:
         """A message, from whichever process."""

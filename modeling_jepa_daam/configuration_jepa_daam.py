@@ -88,8 +88,9 @@ class JepaDaamConfig(PreTrainedConfig):
         predictor_num_hidden_layers: Conformer blocks of the predictor.
         predictor_num_attention_heads: Attention heads of the predictor.
         predictor_intermediate_size: Width of a feed-forward layer of the predictor.
-        mask_position: Where Stage 1 hides frames: `"after_encoder"` (the paper), `"before_conformer"` (visible
-            frames have then not attended to hidden ones) or `"waveform"` (nor heard their sound).
+        mask_position: Where Stage 1 hides frames: `"waveform"` (visible frames know nothing of hidden ones),
+            `"before_conformer"` (they have not attended to them) or `"after_encoder"` (the paper; they have).
+            Deviation: the default is the one whose features were best in linear probes (`training/RESULTS.md`).
         mask_ratio: Share of valid frames that Stage 1 hides (rho of section 2.1).
         mask_min_span: Shortest hidden span, in frames.
         mask_max_span: Longest hidden span as a share of the recording's frames (never below 4 frames).
@@ -132,7 +133,7 @@ class JepaDaamConfig(PreTrainedConfig):
     predictor_num_hidden_layers: int = 2
     predictor_num_attention_heads: int = 16
     predictor_intermediate_size: int = 1024
-    mask_position: Literal["after_encoder", "before_conformer", "waveform"] = "after_encoder"
+    mask_position: Literal["after_encoder", "before_conformer", "waveform"] = "waveform"
     mask_ratio: Number = 0.5
     mask_min_span: int = 2
     mask_max_span: Number = 0.25

@@ -82,10 +82,10 @@ def masked_prediction_loss(predictions: Tensor, targets: Tensor, hidden: Tensor)
 class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     """Online encoder, predictor and EMA target encoder with the Stage 1 loss.
 
-    `config.mask_position` says where frames are hidden: `"after_encoder"` as printed in the paper, where visible
-    frames have attended to hidden ones; `"before_conformer"`, where they share with them the reach of the convolutions
-    and the gates' statistics; or `"waveform"`, where they have heard nothing of them. The target encoder sees
-    everything, without dropout and without gradients; call `update_target()` after each optimizer step.
+    `config.mask_position` says where frames are hidden: `"waveform"`, where visible frames know nothing of them;
+    `"before_conformer"`, where they still share the reach of the convolutions and the gates' statistics; or
+    `"after_encoder"` as printed in the paper, where visible frames have attended to hidden ones. The target encoder
+    sees everything, without dropout and without gradients; call `update_target()` after each optimizer step.
     """
 
     _auto_class = "AutoModelForPreTraining"

@@ -181,7 +181,7 @@ def test_unreadable_files_are_logged_and_too_many_end_the_run(librilight, tmp_pa
     bad = sorted(small.rglob("chapter_00_64kb.flac"))[:3]
     for path in bad:
         path.write_text("no sound")
-    options = ["data.held_out_share=0", "run.max_steps=3"]
+    options = ["data.held_out_share=0", "data.recordings_per_round=20", "run.max_steps=3"]
     main(config_of(small, tmp_path / "run", "data.max_unreadable_share=0.05", *options))
     said = capfd.readouterr().err
     assert all(f"warning: unreadable, left out: {path.relative_to(tmp_path)}: " in said for path in bad)

@@ -169,6 +169,22 @@ def test_another_run_in_the_same_folder_is_refused(librilight, tmp_path):
         main(config_of(librilight, tmp_path, "run.max_steps=3", "run.seed=1"))
 
 
+def test_a_second_run_in_the_same_folder_is_refused(librilight, tmp_path):
+    program = "import sys, pathlib; from training.pretrain_encoder import only_run\n"
+    program += "with only_run(pathlib.Path(sys.argv[1])): print('training', flush=True); sys.stdin.read()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert first.stdout.readline() == b"training\n"
+        with pytest.raises(ValueError, match="another process is training into"):
+            main(config_of(librilight, tmp_path, "run.max_steps=1"))
+    finally:
+        first.kill()
+        first.communicate()
+    main(config_of(librilight, tmp_path, "run.max_steps=1"))
+
+
 def test_a_corpus_without_held_out_or_other_speakers_is_an_error_at_once(librilight, tmp_path):
     for share, held_out in (("1e-9", 0), ("0.999999", 6)):
         with pytest.raises(ValueError, match=f"holds out {held_out} of 6 speakers: choose another share"):
@@ -211,7 +227,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(librilight, tmp_pa
     process = start(2, settings(librilight, tmp_path), ACCELERATE_USE_CPU="false")
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert "2 processes were started, but Accelerate knows of 1" in output
+    assert "2 processes were started, but Accelerate knows of 1: it found no GPUs" in output
 
 
 def test_the_learning_rate_rises_and_stays():

@@ -269,6 +269,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    if origin is tuple:
+        expected = "list, as in [a, b]"
     raise ValueError(f"`{key}` must be of type {expected}, got {value!r}")
 
 

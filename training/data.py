@@ -186,10 +186,12 @@ class SegmentStream(torch.utils.data.IterableDataset):
                 at.update(round=at["round"] + 1, rows=self.recordings.state_dict(), batch=0, unopened=[], broken=[])
             empty_epochs = 0 if came else empty_epochs + 1
             if self.max_epochs is None and (empty_epochs == MAX_EMPTY_EPOCHS or (empty_epochs and at["opened"])):
+                first = "".join(f" The first: {name}: {reason}." for name, reason in failures[:1])
                 raise ValueError(
                     f"`data.sources`: no segment came to stream {self.stream} in {empty_epochs} epoch(s): "
-                    f"{at['opened']} recordings, {at['unreadable']} of them unreadable, {at['too_short']} too short. "
-                    "If there are too few, use fewer processes or `data.num_workers`, or another `data.held_out_share`"
+                    f"{at['opened']} recordings, {at['unreadable']} of them unreadable, {at['too_short']} too short."
+                    f"{first} If there are too few, use fewer processes or `data.num_workers`, or another "
+                    "`data.held_out_share`"
                 )
             at = {**START, "epoch": at["epoch"] + 1}
 

@@ -6,9 +6,12 @@ Killed at any moment and started again with the same command, a run goes on as i
 of a step is a function of the seed, the step and the process, so that a checkpoint need not hold it.
 """
 
+import contextlib
+import fcntl
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -46,8 +49,8 @@ def main(config: PretrainConfig) -> Path:
     """Train, and return the folder of the trained model.
 
     Raises:
-        ValueError: If the output folder holds a run with other settings, a checkpoint is damaged or of another number
-            of processes, or there are no recordings to train on or to hold out.
+        ValueError: If the output folder is in use or holds a run with other settings, a checkpoint is damaged or of
+            another number of processes, or there are no recordings to train on or to hold out.
         UnreadableRecordingsError: If too many recordings cannot be read.
         FloatingPointError: If the loss or its gradient is not finite.
         RuntimeError: If processes were started that do not know of each other.
@@ -61,9 +64,15 @@ def main(config: PretrainConfig) -> Path:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:  # each would train alone, into the same folder
         raise RuntimeError(
-            f"{started} processes were started, but Accelerate knows of {accelerator.num_processes}; "
-            "on CPU, set ACCELERATE_USE_CPU=true (without DeepSpeed)"
+            f"{started} processes were started, but Accelerate knows of {accelerator.num_processes}: it found no GPUs. "
+            "To train on CPU, set ACCELERATE_USE_CPU=true (without DeepSpeed)"
         )
+    with only_run(Path(config.run.output)) if accelerator.is_main_process else contextlib.nullcontext():
+        return train(config, accelerator)
+
+
+def train(config: PretrainConfig, accelerator: Accelerator) -> Path:
+    """The run itself; see `main`."""
     output = Path(config.run.output)
     checkpoints = output / "checkpoints"
     checkpoint = next(reversed(list_checkpoints(checkpoints)), None)
@@ -87,8 +96,12 @@ def main(config: PretrainConfig) -> Path:
         step, position = load_checkpoint(accelerator, checkpoint)
         training.load_state_dict(position)
     log = RunLog(accelerator, output, step, config.run.max_steps, flatten(config), config.run.progress)
-    if checkpoint is not None:
-        log.say(f"going on from {checkpoint}")
+    if accelerator.is_main_process:
+        log.say(
+            f"{accelerator.num_processes} process(es) on {accelerator.device.type}, mixed precision "
+            f"{accelerator.mixed_precision}, {jepa.num_parameters(only_trainable=True) / 1e6:.1f}M parameters to train"
+        )
+        log.say("from the beginning" if checkpoint is None else f"going on from {checkpoint}")
     meter = SpeedMeter(jepa.config.sampling_rate, accelerator.num_processes)
     batches = iter(training)
     model.train()
@@ -136,6 +149,22 @@ def main(config: PretrainConfig) -> Path:
     accelerator.wait_for_everyone()
     accelerator.end_training()  # last: without it, processes that stream data can abort as they exit
     return trained
+
+
+@contextlib.contextmanager
+def only_run(output: Path) -> Iterator[None]:
+    """Keep a second run out of a folder: a launcher that was killed may have left its processes at work.
+
+    Raises:
+        ValueError: If another process trains there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / ".lock", "w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: data workers would inherit it
+        except OSError as error:
+            raise ValueError(f"`run.output`: another process is training into {output}; end it first") from error
+        yield
 
 
 def prepare_output(config: PretrainConfig, output: Path, fresh: bool) -> None:

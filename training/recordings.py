@@ -183,6 +183,8 @@ def _row_if(where: dict, metadata: dict, name: str, path: Path, offset: int, siz
 def list_manifest(source: str, where: dict[str, Any]) -> Iterator[dict]:
     """List the recordings of a JSONL file: `path` (or `audio_filepath`, `file`), from its own folder on, and `speaker`.
 
+    A recording without speaker is its own.
+
     Yields:
         Rows of `RECORDING`. Whether the files exist shows when they are read.
     """
@@ -195,6 +197,8 @@ def list_manifest(source: str, where: dict[str, Any]) -> Iterator[dict]:
             path = next((metadata[key] for key in MANIFEST_PATHS if metadata.get(key)), None)
             if not isinstance(path, str):
                 raise ValueError(f"`data.sources`: {label} must have a path as one of {', '.join(MANIFEST_PATHS)}")
+            if metadata.get("speaker") is None:
+                metadata["speaker"] = path
             yield from _row_if(where, metadata, path, Path(source).parent / path, 0, -1)
 
 

@@ -37,7 +37,7 @@ class DataConfig:
     recordings_per_round: int = 256  # recordings whose segments are shuffled together
     bucket_batches: int = 8  # batches that are cut from segments sorted by length; 1 to leave them unsorted
     num_workers: int = 2  # processes that load data, per training process; 0 to load in the training process
-    max_unreadable_share: float = 0.01  # of the recordings; more of them end the run
+    max_unreadable_share: float = 0.01  # of the recordings (of 100, if they are fewer); more end the run
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from .config import DataConfig
 
 RECORDING = Features(
     {
-        "name": Value("string"),  # unique in the corpus
+        "name": Value("string"),  # for people: the path within its source
         "speaker": Value("string"),
         "path": Value("string"),  # of the file, or of the tar file that holds it
         "offset": Value("int64"),  # of its first byte in there

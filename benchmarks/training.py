@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks.memory import peak_resident_bytes
 from modeling_jepa_daam.audio import Resampler, mix_down
 from tests.librilight import make_librilight
-from training.config import DataConfig, load_config
+from training.config import DataConfig, PretrainConfig, load_config
 from training.data import SegmentStream, open_sound
 from training.pretrain_encoder import main as pretrain
 from training.recordings import open_corpus, stream_recordings
@@ -75,7 +75,7 @@ def report_step(console: Console, librilight: Path, folder: Path, arguments: arg
     changes = [f"data.sources=[{librilight}]", f"run.output={folder / 'run'}", f"model.config={arguments.config}"]
     changes += [f"data.batch_size={arguments.batch_size}", f"run.max_steps={arguments.steps + WARM_UP_STEPS}"]
     changes += ["data.held_out_share=0", "data.num_workers=1", "run.log_every=1", "run.tracker=none"]
-    pretrain(load_config(CONFIGS / "pretrain.yaml", changes))
+    pretrain(load_config(PretrainConfig, CONFIGS / "pretrain.yaml", changes))
     metrics = read_metrics(folder / "run" / "metrics.jsonl")
     steps = [entry for entry in metrics if "loss/predict" in entry][WARM_UP_STEPS:]
     seconds = [1 / entry["speed/batches_per_s"] for entry in steps]

@@ -97,9 +97,12 @@ class JepaDaamConfig(PreTrainedConfig):
         ema_decay: tau of eq. 11.
         fsq_levels: Number of values of each latent dimension; repeated until it covers `hidden_size` dimensions.
         fsq_temperature: T in z' = tanh(z / T).
+        normalize_latents: Bring each latent dimension to mean 0 and variance 1 before tanh.
         group_size: Latent dimensions packed into one token (G of eq. 16).
         decoder_channels: Channels after the decoder's input convolution and after each decoder stage.
         decoder_kernel_sizes: Kernel sizes of the residual blocks that each decoder stage averages, odd.
+        decoder_istft_stages: Last decoder stages that one inverse STFT replaces; the other decoder lists are
+            shorter by as many entries.
         chunk_frames: Frames that the encoder sees at once; longer audio is cut into such chunks, each on its own.
         untrained_seed: Seed that the weights were drawn from, if they were never trained.
 
@@ -140,9 +143,11 @@ class JepaDaamConfig(PreTrainedConfig):
     ema_decay: Number = 0.996
     fsq_levels: IntSequence = (4, 4, 4, 4)
     fsq_temperature: Number = 1.0
+    normalize_latents: bool = True
     group_size: int = 7
     decoder_channels: IntSequence = (512, 512, 384, 256, 128, 64)
     decoder_kernel_sizes: list[list[int]] | tuple[tuple[int, ...], ...] = ((3, 7, 11),) * 5
+    decoder_istft_stages: int = 0
     chunk_frames: int = 30
     untrained_seed: int | None = None
 
@@ -242,16 +247,20 @@ class JepaDaamConfig(PreTrainedConfig):
     def _check_stages(self):
         # One entry a stage in every list, one more in the channels; odd kernels, which alone keep the length.
         stages = len(self.downsampling_ratios)
-        for name in ("encoder_residual_blocks", "encoder_kernel_sizes", "decoder_kernel_sizes"):
-            if len(getattr(self, name)) != stages:
+        if self.decoder_istft_stages > stages:
+            raise ValueError(
+                f"`decoder_istft_stages` must be at most the number of `downsampling_ratios`, {stages}, "
+                f"got {self.decoder_istft_stages}"
+            )
+        entries = {"encoder_residual_blocks": stages, "encoder_kernel_sizes": stages, "encoder_channels": stages + 1}
+        upsampled = stages - self.decoder_istft_stages
+        entries |= {"decoder_kernel_sizes": upsampled, "decoder_channels": upsampled + 1}
+        for name, wanted in entries.items():
+            if len(getattr(self, name)) != wanted:
+                less = f", {self.decoder_istft_stages} of them an inverse STFT" if name.startswith("decoder") else ""
+                one_more = "one more than" if name.endswith("channels") else "as many as"
                 raise ValueError(
-                    f"`{name}` must have one entry for each of the {stages} `downsampling_ratios`, "
-                    f"got {len(getattr(self, name))}"
-                )
-        for name in ("encoder_channels", "decoder_channels"):
-            if len(getattr(self, name)) != stages + 1:
-                raise ValueError(
-                    f"`{name}` must have {stages + 1} entries, one more than `downsampling_ratios`, "
+                    f"`{name}` must have {wanted} entries, {one_more} the {stages} `downsampling_ratios`{less}, "
                     f"got {len(getattr(self, name))}"
                 )
         kernels = [*self.encoder_kernel_sizes, *(k for stage in self.decoder_kernel_sizes for k in stage)]
@@ -314,6 +323,7 @@ _AT_LEAST = {
     "fsq_levels": 2,
     "group_size": 1,
     "decoder_channels": 1,
+    "decoder_istft_stages": 0,
     "chunk_frames": 1,
 }
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .convolution import ResidualBlock, SnakeBeta, upsampling_conv
 from .daam import DensityAdaptiveAttention
 from .framing import stretch_mask, zero_padding
+from .istft_head import InverseStftHead
 
 OUTPUT_KERNEL_SIZE = 7
 OUTPUT_INIT_GAIN = 0.05  # begins about as loud as speech, far from where tanh is flat
@@ -48,21 +49,29 @@ class HifiGanDecoder(nn.Module):
     Deviation: the paper lists kernels [3, 7, 11, 15, 23, 32] and 8 blocks a stage; only three kernels give its own
     parameter count (69.2M, Table 3), and an even kernel cannot keep the length.
 
+    With `config.decoder_istft_stages` an inverse STFT stands in for the last stages, where most of the work is.
+
     Args:
         config: `JepaDaamConfig`.
     """
 
     def __init__(self, config):
         super().__init__()
-        self.upsampling_ratios = config.upsampling_ratios
+        self.upsampling_ratios = config.upsampling_ratios[: len(config.decoder_kernel_sizes)]
         self.bottleneck = nn.Conv1d(config.hidden_size, config.decoder_channels[0], kernel_size=1)
         stages = [DecoderStage(config, stage) for stage in range(len(self.upsampling_ratios))]
         self.stages = nn.ModuleList(stages)
         self.radii = [stage.radius for stage in stages]
-        self.output_conv = nn.Conv1d(
-            config.decoder_channels[-1], 1, OUTPUT_KERNEL_SIZE, padding=OUTPUT_KERNEL_SIZE // 2
-        )
-        self.output_conv.init_gain = OUTPUT_INIT_GAIN  # type: ignore[assignment]
+        if config.decoder_istft_stages > 0:
+            hop_length = math.prod(config.upsampling_ratios[len(self.stages) :])
+            self.istft_head = InverseStftHead(config.decoder_channels[-1], hop_length)
+            self.output_ratio, self.output_radius = hop_length, self.istft_head.radius
+        else:
+            self.output_conv = nn.Conv1d(
+                config.decoder_channels[-1], 1, OUTPUT_KERNEL_SIZE, padding=OUTPUT_KERNEL_SIZE // 2
+            )
+            self.output_conv.init_gain = OUTPUT_INIT_GAIN  # type: ignore[assignment]
+            self.output_ratio, self.output_radius = 1, OUTPUT_KERNEL_SIZE // 2
 
     def margins(self) -> list[int]:
         """Neighbouring samples that each stage's input needs on either side; the first entry counts latent frames.
@@ -70,7 +79,7 @@ class HifiGanDecoder(nn.Module):
         Walked backwards from the waveform. A transposed convolution with kernel `2 * stride` reads one input sample
         further than the stretch of outputs that is wanted.
         """
-        needed = OUTPUT_KERNEL_SIZE // 2
+        needed = self.output_radius
         margins = [needed]
         for radius, ratio in zip(reversed(self.radii), reversed(self.upsampling_ratios), strict=True):
             needed = math.ceil((needed + radius) / ratio) + 1
@@ -100,5 +109,9 @@ class HifiGanDecoder(nn.Module):
             end = x.shape[-1] - drop_right
             x, left, right = x[..., drop_left:end], left * ratio - drop_left, right * ratio - drop_right
             mask = None if mask is None else mask[..., drop_left:end]
-        x = torch.tanh(self.output_conv(zero_padding(x, mask)))
+        if self.output_ratio > 1:
+            x = self.istft_head(x, mask)
+        else:
+            x = torch.tanh(self.output_conv(zero_padding(x, mask)))
+        left, right = left * self.output_ratio, right * self.output_ratio
         return x[..., left : x.shape[-1] - right]

@@ -134,6 +134,9 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
             init.zeros_(module.delta)
             init.constant_(module.nu, math.log(0.5))
             init.constant_(module.alpha, module.initial_alpha)
+        elif isinstance(module, FiniteScalarQuantizer) and module.normalize:
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
 
     def _waveform_lengths(self, input_values: Tensor, padding_mask: Tensor | None) -> Tensor:
         """Check a batch of waveforms and return each one's valid samples, `(batch,)`, int64."""
@@ -234,7 +237,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
     def __init__(self, config: JepaDaamConfig):
         super().__init__(config)
         self.encoder = JepaDaamEncoder(config)
-        self.quantizer = FiniteScalarQuantizer(config.levels, config.fsq_temperature)
+        self.quantizer = FiniteScalarQuantizer(config.levels, config.fsq_temperature, config.normalize_latents)
         self.decoder = HifiGanDecoder(config)
         self.post_init()
 
@@ -376,7 +379,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         rows = self.encode_waveforms([row[0, :length] for row, length in zip(input_values, lengths, strict=True)])
         latents = pad_sequence(rows, batch_first=True)
         frame_mask = self._rows_mask(rows)
-        quantized, indices = self.quantizer(latents)
+        quantized, indices = self.quantizer(latents, frame_mask)
         tokens = pack_frames(indices, self.config.levels, self.config.group_size)
         pieces = self._iter_synthesize(
             quantized.transpose(1, 2), frame_mask if len({len(row) for row in rows}) > 1 else None

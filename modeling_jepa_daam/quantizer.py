@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+STATISTICS_MOMENTUM = 0.02  # of the running mean and variance, each training step
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -17,28 +20,59 @@ class FiniteScalarQuantizer(nn.Module):
     Args:
         levels: Number of values of each dimension.
         temperature: T.
+        normalize: Whether to bring each dimension to mean 0 and variance 1 before eq. 12: over the valid frames of a
+            batch in training, by running statistics in evaluation.
     """
 
-    def __init__(self, levels: Sequence[int], temperature: float = 1.0):
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, levels: Sequence[int], temperature: float = 1.0, normalize: bool = False):
         super().__init__()
         self.levels = tuple(levels)
         self.temperature = temperature
+        self.normalize = normalize
+        if normalize:
+            self.register_buffer("running_mean", torch.zeros(len(self.levels)))
+            self.register_buffer("running_var", torch.ones(len(self.levels)))
 
     def _radices(self, device: torch.device) -> Tensor:
         # Made on use: a buffer outside the checkpoint would come back as zeros from `from_pretrained`.
         return torch.tensor(self.levels, dtype=torch.float32, device=device)
 
+    def normalized(self, latents: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """What eq. 12 takes: `(batch, frames, dimensions)`, float32; padded frames are left as they are.
+
+        In training, the running statistics move towards the batch's.
+        """
+        latents = latents.float()
+        if not self.normalize:
+            return latents
+        valid = latents.flatten(0, 1) if frame_mask is None else latents[frame_mask]
+        if self.training and len(valid) < 2:
+            raise ValueError(f"training needs at least 2 frames in a batch to normalize latents, got {len(valid)}")
+        valid = F.batch_norm(
+            valid,
+            self.running_mean.float(),
+            self.running_var.float(),
+            training=self.training,
+            momentum=STATISTICS_MOMENTUM,
+        )
+        if frame_mask is None:
+            return valid.view_as(latents)
+        return latents.index_put((frame_mask,), valid)
+
     def latents_to_indices(self, latents: Tensor) -> Tensor:
         """Index of the nearest level (eq. 12 and 14); a tie goes to the lower one, as arg min has it.
 
         Args:
-            latents: `(batch, frames, dimensions)`, floating point, unbounded.
+            latents: `(batch, frames, dimensions)`, float32, unbounded, normalized.
 
         Returns:
             `(batch, frames, dimensions)`, int64, with `0 <= indices[..., d] < levels[d]`.
         """
         radices = self._radices(latents.device)
-        bounded = torch.tanh(latents.float() / self.temperature)
+        bounded = torch.tanh(latents / self.temperature)
         # Cell i of L ends at (2i - L + 2) / L, halfway between two values.
         cells = torch.ceil((bounded + 1.0) * 0.5 * radices) - 1.0
         return torch.minimum(cells.clamp(min=0.0), radices - 1.0).long()
@@ -55,19 +89,25 @@ class FiniteScalarQuantizer(nn.Module):
         radices = self._radices(indices.device)
         return (2.0 * indices.float() - radices + 1.0) / radices
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize(self, latents: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, and what was rounded, `(batch, frames, dimensions)`, float32, before eq. 12."""
+        with torch.autocast(latents.device.type, enabled=False):
+            normalized = self.normalized(latents, frame_mask)
+            indices = self.latents_to_indices(normalized.detach())
+            values = self.indices_to_values(indices)
+            # dL/dz_e = dL/dz_q: the sum is arranged so that the forward value is exactly the level's.
+            quantized = values + (normalized - normalized.detach())
+        return quantized.to(latents.dtype), indices, normalized
+
+    def forward(self, latents: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Quantize, letting gradients through unchanged (straight-through, eq. 15).
 
         Args:
             latents: `(batch, frames, dimensions)`, floating point, unbounded.
+            frame_mask: `(batch, frames)`, bool, valid frames; `None` if all are.
 
         Returns:
             The quantized latents, `(batch, frames, dimensions)` in the dtype of `latents`, and their indices,
             `(batch, frames, dimensions)`, int64.
         """
-        with torch.autocast(latents.device.type, enabled=False):
-            indices = self.latents_to_indices(latents.detach())
-            values = self.indices_to_values(indices)
-            # dL/dz_e = dL/dz_q: the sum is arranged so that the forward value is exactly the level's.
-            quantized = values + (latents.float() - latents.detach().float())
-        return quantized.to(latents.dtype), indices
+        return self.quantize(latents, frame_mask)[:2]

@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import signal
 import subprocess
@@ -15,9 +14,10 @@ from modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamForPreTraining
 from tests.conftest import ROOT
 from tests.librilight import make_librilight
 from training.checkpointing import list_checkpoints, verify_checkpoint
-from training.config import OptimConfig, load_config
+from training.config import PretrainConfig, load_config
 from training.data import SegmentBatch, UnreadableRecordingsError
-from training.pretrain_encoder import learning_rate, main, model_inputs, seed_randomness
+from training.pretrain_encoder import main, model_inputs
+from training.run import seed_randomness, warmup
 from training.tracking import drop_after, read_metrics
 
 
@@ -37,7 +37,7 @@ def settings(librilight, output, *changes):
 
 def config_of(librilight, output, *changes):
     path, *overrides = settings(librilight, output, *changes)
-    return load_config(path, overrides)
+    return load_config(PretrainConfig, path, overrides)
 
 
 def losses(output):
@@ -170,7 +170,7 @@ def test_another_run_in_the_same_folder_is_refused(librilight, tmp_path):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(librilight, tmp_path):
-    program = "import sys, pathlib; from training.pretrain_encoder import only_run\n"
+    program = "import sys, pathlib; from training.run import only_run\n"
     program += "with only_run(pathlib.Path(sys.argv[1])): print('training', flush=True); sys.stdin.read()"
     first = subprocess.Popen(
         [sys.executable, "-c", program, tmp_path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -231,9 +231,8 @@ def test_processes_that_do_not_know_of_each_other_are_refused(librilight, tmp_pa
 
 
 def test_the_learning_rate_rises_and_stays():
-    optim = OptimConfig(learning_rate=1.0, warmup_steps=3)
-    assert [learning_rate(step, optim) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert learning_rate(0, dataclasses.replace(optim, warmup_steps=0)) == 1.0
+    assert [warmup(step, 3) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert warmup(0, 0) == 1.0
 
 
 def test_randomness_differs_by_seed_step_batch_and_process():
@@ -256,7 +255,7 @@ def test_interrupted_metrics_lose_what_is_not_in_the_checkpoint(tmp_path):
 
 
 def test_a_batch_of_whole_segments_needs_no_mask(librilight):
-    batch = SegmentBatch(torch.zeros(2, 6), torch.tensor([6, 6]), [], [], {})
+    batch = SegmentBatch(torch.zeros(2, 6), torch.tensor([6, 6]), torch.ones(2), [], [], {})
     assert model_inputs(batch, torch.device("cpu"))["padding_mask"] is None
     batch.lengths = torch.tensor([6, 4])
     inputs = model_inputs(batch, torch.device("cpu"))

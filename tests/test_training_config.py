@@ -21,13 +21,13 @@ def write(tmp_path):
 
 
 def test_the_defaults_are_the_papers(write):
-    config = load_config(write("data: {sources: [small.tar]}"))
+    config = load_config(PretrainConfig, write("data: {sources: [small.tar]}"))
     assert (config.optim.learning_rate, config.optim.betas, config.optim.weight_decay) == (1.5e-4, (0.8, 0.99), 1e-3)
     assert (config.data.batch_size, config.data.segment_s, config.run.max_steps) == (32, 15.0, 24_000)
     model = config.model_config()
     assert (model.mask_ratio, model.ema_decay, model.daam_num_gaussians, model.daam_alpha) == (0.5, 0.996, 4, 0.05)
     # The paper's file says the same in so many words.
-    paper = load_config(ROOT / "training" / "configs" / "pretrain.yaml", ["data.sources=[small.tar]"])
+    paper = load_config(PretrainConfig, ROOT / "training" / "configs" / "pretrain.yaml", ["data.sources=[small.tar]"])
     assert differences(paper, config, ("data.num_workers",)) == [
         "model.overrides: {'mask_ratio': 0.5, 'ema_decay': 0.996}, {}"
     ]
@@ -36,7 +36,7 @@ def test_the_defaults_are_the_papers(write):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_file_of_ours_loads(path):
-    config = load_config(path, ["data.sources=[small.tar]"])
+    config = load_config(PretrainConfig, path, ["data.sources=[small.tar]"])
     assert config.model_config().frame_rate == 2.5
 
 
@@ -44,7 +44,7 @@ def test_a_delta_changes_its_base_and_an_override_changes_both(write):
     write("{data: {sources: [a]}, optim: {learning_rate: 1e-3, warmup_steps: 5}, run: {max_steps: 10}}", "base.yaml")
     delta = write("{base: base.yaml, run: , optim: {learning_rate: 2.0e-3}, model: {overrides: {daam_alpha: 1e-1}}}")
     config = load_config(
-        delta, ["run.max_steps=20", "model.overrides.daam_num_gaussians=2", "data.where={language: en}"]
+        PretrainConfig, delta, ["run.max_steps=20", "model.overrides.daam_num_gaussians=2", "data.where={language: en}"]
     )
     assert (config.optim.learning_rate, config.optim.warmup_steps, config.run.max_steps) == (2e-3, 5, 20)
     assert (config.model_config().daam_alpha, config.model_config().daam_num_gaussians) == (0.1, 2)
@@ -52,9 +52,11 @@ def test_a_delta_changes_its_base_and_an_override_changes_both(write):
 
 
 def test_a_saved_configuration_is_whole_and_loads_the_same(write, tmp_path):
-    config = load_config(write("data: {sources: [a, b], speaker_column: reader}"), ["optim.learning_rate=3e-4"])
+    config = load_config(
+        PretrainConfig, write("data: {sources: [a, b], speaker_column: reader}"), ["optim.learning_rate=3e-4"]
+    )
     save_config(config, tmp_path / "saved.yaml")
-    assert load_config(tmp_path / "saved.yaml") == config
+    assert load_config(PretrainConfig, tmp_path / "saved.yaml") == config
     text = (tmp_path / "saved.yaml").read_text()
     assert all(f"{item.name}:" in text for section in (config.data, config.run) for item in dataclasses.fields(section))
 
@@ -90,16 +92,16 @@ def test_a_saved_configuration_is_whole_and_loads_the_same(write, tmp_path):
 )
 def test_a_wrong_value_is_refused_by_name(write, override, message):
     with pytest.raises(ValueError, match=message):
-        load_config(write("data: {sources: [a]}"), [override]).model_config()
+        load_config(PretrainConfig, write("data: {sources: [a]}"), [override]).model_config()
 
 
 def test_a_wrong_file_is_refused(write, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such configuration: .*nowhere.yaml"):
-        load_config(tmp_path / "nowhere.yaml")
+        load_config(PretrainConfig, tmp_path / "nowhere.yaml")
     with pytest.raises(ValueError, match="is a base of itself"):
-        load_config(write("base: config.yaml"))
+        load_config(PretrainConfig, write("base: config.yaml"))
     with pytest.raises(ValueError, match="is not YAML"):
-        load_config(write("data: [", "broken.yaml"))
+        load_config(PretrainConfig, write("data: [", "broken.yaml"))
 
 
 def test_every_key_is_read_somewhere():

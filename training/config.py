@@ -8,7 +8,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -70,7 +70,6 @@ class RunConfig:
     max_steps: int = 24_000  # optimizer steps
     log_every: int = 50  # steps
     eval_every: int = 1000  # steps
-    eval_batches: int = 16  # per process, at most
     save_every: int = 500  # steps
     keep_checkpoints: int = 3
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
@@ -78,13 +77,39 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Stage 1. The defaults are the paper's."""
+class PretrainRunConfig(RunConfig):
+    """Stage 1."""
+
+    eval_batches: int = 16  # of held-out speakers, per process, at most
+
+
+@dataclass(frozen=True)
+class CodecRunConfig(RunConfig):
+    """Stage 2."""
+
+    output: str = "runs/codec"
+    max_steps: int = 29_000
+    eval_clips: int = 16  # segments of held-out speakers that are reconstructed, always the same
+    logged_clips: int = 4  # of these: written as sound and picture
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What both stages need."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelSection = field(default_factory=ModelSection)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    AT_LEAST: ClassVar[dict[str, int]] = {
+        "data.batch_size": 1, "data.recordings_per_round": 1, "data.bucket_batches": 1, "data.num_workers": 0,
+        "optim.warmup_steps": 0, "optim.accumulation_steps": 1, "run.seed": 0, "run.max_steps": 1,
+        "run.log_every": 1, "run.eval_every": 1, "run.save_every": 1, "run.keep_checkpoints": 1,
+    }  # fmt: skip
+    SHARES: ClassVar[tuple[str, ...]] = ("data.held_out_share", "data.max_unreadable_share")  # in [0, 1)
+    POSITIVE: ClassVar[tuple[str, ...]] = ("data.segment_s", "optim.learning_rate", "optim.max_grad_norm")
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ("optim.weight_decay",)
 
     def __post_init__(self):
         """Check ranges.
@@ -92,23 +117,18 @@ class PretrainConfig:
         Raises:
             ValueError: If a value lies outside its range; names the key.
         """
-        at_least = {
-            "data.batch_size": 1, "data.recordings_per_round": 1, "data.bucket_batches": 1, "data.num_workers": 0,
-            "optim.warmup_steps": 0, "optim.accumulation_steps": 1, "run.seed": 0, "run.max_steps": 1,
-            "run.log_every": 1, "run.eval_every": 1, "run.eval_batches": 0, "run.save_every": 1,
-            "run.keep_checkpoints": 1,
-        }  # fmt: skip
-        for key, low in at_least.items():
+        for key, low in self.AT_LEAST.items():
             if self._value(key) < low:
                 raise ValueError(f"`{key}` must be at least {low}, got {self._value(key)}")
-        for key in ("data.held_out_share", "data.max_unreadable_share"):
+        for key in self.SHARES:
             if not 0.0 <= self._value(key) < 1.0:
                 raise ValueError(f"`{key}` must lie in [0, 1), got {self._value(key)}")
-        for key in ("data.segment_s", "optim.learning_rate", "optim.max_grad_norm"):
+        for key in self.POSITIVE:
             if not 0.0 < self._value(key) < float("inf"):
                 raise ValueError(f"`{key}` must be positive and finite, got {self._value(key)}")
-        if not 0.0 <= self.optim.weight_decay < float("inf"):
-            raise ValueError(f"`optim.weight_decay` must be at least 0 and finite, got {self.optim.weight_decay}")
+        for key in self.NOT_NEGATIVE:
+            if not 0.0 <= self._value(key) < float("inf"):
+                raise ValueError(f"`{key}` must be at least 0 and finite, got {self._value(key)}")
         if not all(0.0 <= beta < 1.0 for beta in self.optim.betas):
             raise ValueError(f"`optim.betas` must lie in [0, 1), got {self.optim.betas}")
         if self.data.segment_s > MAX_CHUNK_S:
@@ -139,16 +159,117 @@ class PretrainConfig:
         if not (source / "config.json").is_file():
             raise ValueError(f"`model.config` must be a folder with a config.json, got {self.model.config!r}")
         values = JepaDaamConfig.from_pretrained(source).to_dict() | self.model.overrides
-        config = JepaDaamConfig(**values)
+        return JepaDaamConfig(**values)
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainingConfig):
+    """Stage 1. The defaults are the paper's."""
+
+    run: PretrainRunConfig = field(default_factory=PretrainRunConfig)
+
+    AT_LEAST: ClassVar[dict[str, int]] = {**TrainingConfig.AT_LEAST, "run.eval_batches": 0}
+
+    def model_config(self) -> JepaDaamConfig:
+        """The model's configuration.
+
+        Raises:
+            ValueError: As inherited, or if nothing would be hidden.
+        """
+        config = super().model_config()
         if config.mask_ratio == 0.0:
             raise ValueError("`mask_ratio` must be above 0 to train: nothing would be hidden")
         return config
 
 
-def load_config(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> PretrainConfig:
+@dataclass(frozen=True)
+class CodecDataConfig(DataConfig):
+    """Recordings for Stage 2: of each segment the encoder hears all, and a window is decoded and judged."""
+
+    batch_size: int = 8
+    window_s: float | None = 3.2  # longest window, seconds, in whole frames; null for all of the segment
+    gain_above_bandwidth: float = 0.1  # weight of losses above a recording's own bandwidth: 0 to 1
+
+
+@dataclass(frozen=True)
+class CodecOptimConfig(OptimConfig):
+    """Two AdamW as in section 3.4 of the paper: of encoder and decoder, and of the discriminators."""
+
+    encoder_learning_rate: float | None = None  # as `learning_rate` if null
+    freeze_encoder: bool = False  # train the decoder alone
+    discriminator_learning_rate: float = 0.75e-4
+    discriminator_start: int = 5000  # steps before which discriminators rest, and adversarial losses are absent
+    average_decay: float = 0.999  # of the moving average of the weights, which is what is evaluated and saved
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weight of each loss of Stage 2; 0 leaves it out."""
+
+    waveform: float = 1.0  # eq. 21
+    stft: float = 2.0  # eq. 22: spectral convergence and log magnitude
+    adversarial: float = 0.1  # eq. 25
+    feature_matching: float = 0.1  # eq. 26
+    mel: float = 0.0  # log-mel spectrograms of several resolutions; not in the paper
+    patches: float = 5.0  # log-mel patches that a linear head tells from latents and codes; not in the paper
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Multi-period and multi-scale discriminators; the defaults are HiFi-GAN's."""
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    num_scales: int = 3
+    width: float = 1.0  # of every layer; smaller for small budgets
+
+
+@dataclass(frozen=True)
+class CodecConfig(TrainingConfig):
+    """Stage 2. The defaults are the paper's but where `training/RESULTS.md` has a reason."""
+
+    data: CodecDataConfig = field(default_factory=CodecDataConfig)
+    optim: CodecOptimConfig = field(default_factory=CodecOptimConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    run: CodecRunConfig = field(default_factory=CodecRunConfig)
+
+    AT_LEAST: ClassVar[dict[str, int]] = TrainingConfig.AT_LEAST | {
+        "optim.discriminator_start": 0, "discriminators.num_scales": 0, "run.eval_clips": 0, "run.logged_clips": 0,
+    }  # fmt: skip
+    SHARES: ClassVar[tuple[str, ...]] = (*TrainingConfig.SHARES, "optim.average_decay")
+    POSITIVE: ClassVar[tuple[str, ...]] = (
+        *TrainingConfig.POSITIVE, "optim.discriminator_learning_rate", "discriminators.width"
+    )  # fmt: skip
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
+        *TrainingConfig.NOT_NEGATIVE, *(f"losses.{item.name}" for item in dataclasses.fields(LossConfig))
+    )  # fmt: skip
+
+    def __post_init__(self):
+        """Check ranges.
+
+        Raises:
+            ValueError: If a value lies outside its range; names the key.
+        """
+        super().__post_init__()
+        for key in ("optim.encoder_learning_rate", "data.window_s"):
+            if self._value(key) is not None and not 0.0 < self._value(key) < float("inf"):
+                raise ValueError(f"`{key}` must be positive and finite, or null, got {self._value(key)}")
+        if not 0.0 <= self.data.gain_above_bandwidth <= 1.0:
+            raise ValueError(f"`data.gain_above_bandwidth` must lie in [0, 1], got {self.data.gain_above_bandwidth}")
+        if not self.discriminators.periods and self.discriminators.num_scales == 0:
+            raise ValueError("`discriminators` must have a period or a scale")
+        if any(period < 1 for period in self.discriminators.periods):
+            raise ValueError(f"`discriminators.periods` must be at least 1, got {self.discriminators.periods}")
+
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def load_config(kind: type[Config], path: str | os.PathLike, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """Read a run's configuration.
 
     Args:
+        kind: Of which stage: `PretrainConfig` or `CodecConfig`.
         path: YAML file. Its key `base` may name another file, relative to it, whose values it changes.
         overrides: `section.key=value`, the value in YAML; `section.key.name=value` sets one entry of a mapping.
 
@@ -168,21 +289,21 @@ def load_config(path: str | os.PathLike, overrides: list[str] | tuple[str, ...] 
         for name in reversed(key.split(".")):
             value = {name: value}
         values = _merge(values, value)
-    return _build(PretrainConfig, values, "")
+    return _build(kind, values, "")
 
 
-def save_config(config: PretrainConfig, path: str | os.PathLike) -> None:
+def save_config(config: TrainingConfig, path: str | os.PathLike) -> None:
     """Write the whole configuration, defaults and all, as YAML that `load_config` reads."""
     with replacing(path) as temporary:
         temporary.write_text(yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False))
 
 
-def flatten(config: PretrainConfig) -> dict[str, str]:
+def flatten(config: TrainingConfig) -> dict[str, str]:
     """Settings as `section.key: value`, for trackers."""
     return {key: str(value) for key, value in _flat(config).items()}
 
 
-def differences(config: PretrainConfig, other: PretrainConfig, ignored: tuple[str, ...]) -> list[str]:
+def differences(config: TrainingConfig, other: TrainingConfig, ignored: tuple[str, ...]) -> list[str]:
     """Say in which settings two configurations differ, as `section.key: one, other`, but for `ignored` ones.
 
     Args:
@@ -194,7 +315,7 @@ def differences(config: PretrainConfig, other: PretrainConfig, ignored: tuple[st
     return [f"{key}: {mine[key]!r}, {its[key]!r}" for key in mine if mine[key] != its[key] and key not in ignored]
 
 
-def _flat(config: PretrainConfig) -> dict[str, Any]:
+def _flat(config: TrainingConfig) -> dict[str, Any]:
     sections = dataclasses.asdict(config).items()
     return {f"{section}.{key}": value for section, values in sections for key, value in values.items()}
 
@@ -240,7 +361,8 @@ def _merge(values: dict, changes: dict) -> dict:
 def _build(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"`{where}` must be a section, got {values!r}")
-    known = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
+    known = {item.name: hints[item.name] for item in dataclasses.fields(cls)}
     unknown = [f"`{where}{'.' if where else ''}{key}`" for key in values if key not in known]
     if unknown:
         raise ValueError(f"unknown configuration keys: {', '.join(unknown)}; known here: {', '.join(known)}")

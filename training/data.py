@@ -64,6 +64,7 @@ class SegmentBatch:
     Args:
         samples: `(batch, samples)`, float32, at the model's rate, zero after each segment's end.
         lengths: `(batch,)`, int64, samples of each segment.
+        bandwidth_hz: `(batch,)`, float32, where each recording's spectrum ends, at most half its own rate.
         segments: Name of the recording, index of the segment, and number of segments of the recording.
         unreadable: Name and reason of each recording given up since the stream's last batch.
         position: Where the stream stands after this batch, to go on from.
@@ -71,6 +72,7 @@ class SegmentBatch:
 
     samples: Tensor
     lengths: Tensor
+    bandwidth_hz: Tensor
     segments: list[tuple[str, int, int]]
     unreadable: list[tuple[str, str]]
     position: dict
@@ -110,7 +112,7 @@ def count_segments(num_samples: int, sampling_rate: int, segment_s: float) -> in
     return max(1, math.ceil(num_samples / (segment_s * sampling_rate)))
 
 
-def read_segment(recording: dict, index: int, num_segments: int, sampling_rate: int) -> np.ndarray:
+def read_segment(recording: dict, index: int, num_segments: int, sampling_rate: int) -> tuple[np.ndarray, float]:
     """Read one segment of a recording, resampled on its own.
 
     Args:
@@ -120,7 +122,7 @@ def read_segment(recording: dict, index: int, num_segments: int, sampling_rate: 
         sampling_rate: Wanted rate (Hz).
 
     Returns:
-        `(samples,)`, float32, mono.
+        `(samples,)`, float32, mono; and where the recording's spectrum ends (Hz), at most half its own rate.
 
     Raises:
         ValueError: If the file cannot be read, or ends before the segment does.
@@ -132,9 +134,10 @@ def read_segment(recording: dict, index: int, num_segments: int, sampling_rate: 
         if len(block) < end - start:
             raise ValueError(f"it ends at sample {start + len(block)} of {file.frames}")
         resampler = Resampler(file.samplerate, sampling_rate)
+        bandwidth_hz = min(file.samplerate / 2, recording["bandwidth_hz"] or math.inf)
     samples = mix_down(block, recording["name"], channel_axis=1)
     resampled = np.concatenate([resampler.push(samples), resampler.close()])
-    return mix_down(resampled, recording["name"])  # checks it again: resampling overshoots
+    return mix_down(resampled, recording["name"]), bandwidth_hz  # checks it again: resampling overshoots
 
 
 class SegmentStream(torch.utils.data.IterableDataset):
@@ -212,18 +215,20 @@ class SegmentStream(torch.utils.data.IterableDataset):
         segments = self._plan(rows, at, failures)
         rng = np.random.default_rng([self.seed, at["epoch"], self.stream, at["round"]])
         for batch in cut_into_batches(segments, self.data.batch_size, self.data.bucket_batches, rng)[at["batch"] :]:
-            names, arrays = [], []
+            names, arrays, bandwidths = [], [], []
             for _, row, index, num_segments in batch:
                 if row in at["broken"]:
                     continue
                 try:
-                    arrays.append(read_segment(rows[row], index, num_segments, self.sampling_rate))
+                    samples, bandwidth_hz = read_segment(rows[row], index, num_segments, self.sampling_rate)
+                    arrays.append(samples)
+                    bandwidths.append(bandwidth_hz)
                     names.append((rows[row]["name"], index, num_segments))
                 except ValueError as error:
                     self._give_up(rows, row, "broken", error, at, failures)
             at["batch"] += 1
             if arrays:
-                yield SegmentBatch(*_pad(arrays), names, failures[:], dict(at))
+                yield SegmentBatch(*_pad(arrays), torch.tensor(bandwidths), names, failures[:], dict(at))
                 failures.clear()
 
     def _plan(self, rows: list[dict], at: dict, failures: list) -> list[tuple[float, int, int, int]]:

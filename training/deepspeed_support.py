@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager
 import torch
 from accelerate import Accelerator
 
-from .config import PretrainConfig
+from .config import TrainingConfig
 
 
-def prepare_deepspeed(accelerator: Accelerator, config: PretrainConfig) -> None:
+def prepare_deepspeed(accelerator: Accelerator, config: TrainingConfig) -> None:
     """Before `accelerator.prepare`: batch size and gradient clipping, if the run uses DeepSpeed at all."""
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:

@@ -25,7 +25,7 @@ import typer
 from modeling_jepa_daam import JepaDaamEncoderModel
 from modeling_jepa_daam.files import replacing
 
-from .config import load_config
+from .config import PretrainConfig, load_config
 from .pretrain_encoder import make_model
 from .probes import encoder_features, length_features, load_encoder, load_probe_clips, log_mel_features, probe_all
 from .tracking import read_metrics
@@ -133,7 +133,7 @@ def trained_encoder(output: Path, variant: str, seed: int) -> JepaDaamEncoderMod
 def untrained_encoder(daam: bool, seed: int) -> JepaDaamEncoderModel:
     """The encoder that a run of this seed starts with."""
     changes = [f"model.overrides.daam_in_encoder={json.dumps(daam)}", f"run.seed={seed}"]
-    jepa = make_model(load_config(CONFIG, ["data.sources=[-]", *changes]))
+    jepa = make_model(load_config(PretrainConfig, CONFIG, ["data.sources=[-]", *changes]))
     model = JepaDaamEncoderModel(jepa.config)
     model.encoder = jepa.encoder
     return model

@@ -27,6 +27,7 @@ RECORDING = Features(
     {
         "name": Value("string"),  # for people: the path within its source
         "speaker": Value("string"),
+        "bandwidth_hz": Value("float64"),  # where its spectrum ends, if that is known to lie below half its rate
         "path": Value("string"),  # of the file, or of the tar file that holds it
         "offset": Value("int64"),  # of its first byte in there
         "size": Value("int64"),  # in bytes; -1 for all of the file
@@ -85,8 +86,8 @@ def is_held_out(speaker: str, share: float) -> bool:
 def list_files(source: str, where: dict[str, Any]) -> Iterator[dict]:
     """List the recordings of a tar file or of a folder, at any depth, without reading or unpacking them.
 
-    A recording's metadata is the `.json` file beside it, if any: its `speaker` counts, then the path in LibriLight's
-    layout, `small/speaker/book/chapter.flac`. Tar files in a folder are listed as well.
+    A recording's metadata is the `.json` file beside it, if any. Its `speaker` counts, then the path in LibriLight's
+    layout, `small/speaker/book/chapter.flac`; and its `bandwidth_hz`. Tar files in a folder are listed as well.
 
     Args:
         source: Tar file or folder.
@@ -138,7 +139,9 @@ def _list_tar(path: Path, where: dict[str, Any]) -> Iterator[dict]:
                     assert content is not None  # it is a file
                     metadata = _metadata(content.read(), f"{path}: {member.name}")
                     # Not all of it: LibriLight's lists of voice activity would fill the memory.
-                    sidecars[stem] = {key: metadata[key] for key in ("speaker", *where) if key in metadata}
+                    sidecars[stem] = {
+                        key: metadata[key] for key in ("speaker", "bandwidth_hz", *where) if key in metadata
+                    }
             end = tar.offset
     except tarfile.TarError as error:
         raise ValueError(
@@ -173,6 +176,7 @@ def _row_if(where: dict, metadata: dict, name: str, path: Path, offset: int, siz
         yield {
             "name": name,
             "speaker": str(speaker),
+            "bandwidth_hz": _bandwidth(metadata.get("bandwidth_hz"), name),
             "path": str(path.absolute()),
             "offset": offset,
             "size": size,
@@ -180,8 +184,17 @@ def _row_if(where: dict, metadata: dict, name: str, path: Path, offset: int, siz
         }
 
 
+def _bandwidth(value: Any, name: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f"`data.sources`: `bandwidth_hz` of {name} must be a positive number, got {value!r}")
+    return float(value)
+
+
 def list_manifest(source: str, where: dict[str, Any]) -> Iterator[dict]:
-    """List the recordings of a JSONL file: `path` (or `audio_filepath`, `file`), from its own folder on, and `speaker`.
+    """List the recordings of a JSONL file: `path` (or `audio_filepath`, `file`), from its own folder on, and `speaker`
+    and `bandwidth_hz`, which may both be missing.
 
     A recording without speaker is its own.
 
@@ -240,6 +253,7 @@ def _row_of_example(example: dict, audio: str, speaker: str | None) -> dict:
     return {
         "name": path or identity,
         "speaker": identity if voice is None else str(voice),
+        "bandwidth_hz": _bandwidth(example.get("bandwidth_hz"), path or identity),
         "path": path,
         "offset": 0,
         "size": -1,

@@ -4,10 +4,12 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,6 +18,8 @@ from modeling_jepa_daam.files import replacing
 
 from .collapse import MIN_PREDICTION_STD
 from .data import SegmentBatch
+from .quality import spectrogram_figure
+from .reconstruction import Clip
 
 
 class RunLog:
@@ -88,6 +92,44 @@ class RunLog:
                 f"below {MIN_PREDICTION_STD}: the model may have collapsed"
             )
 
+    def watch_digits(self, step: int, figures: dict[str, float]) -> None:
+        """Warn of digits of the quantizer that carry nothing."""
+        dead = int(figures["tokens/digits_never_change"])
+        if dead > 0:
+            self.say(f"warning: step {step}: {dead} digits of the quantizer never change over all evaluated clips")
+
+    def reconstructions(
+        self, step: int, clips: Sequence[Clip], reconstructions: Sequence[np.ndarray], sampling_rate: int
+    ) -> None:
+        """Write clips as sound, and beside their originals as spectrograms: into the run's folder and the tracker.
+
+        Args:
+            step: Steps done.
+            clips: The originals.
+            reconstructions: Of at least these clips, each `(samples,)`.
+            sampling_rate: Of both (Hz).
+        """
+        from matplotlib.image import imsave
+
+        folder = self.path.parent / "reconstructions" / f"step-{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (clip, samples) in enumerate(zip(clips, reconstructions, strict=False)):
+            picture = spectrogram_figure(clip.samples, samples, sampling_rate, f"{clip.name}, step {step}")
+            soundfile.write(folder / f"{number:02d}.flac", samples, sampling_rate)
+            soundfile.write(folder / f"{number:02d}-original.flac", clip.samples, sampling_rate)
+            imsave(folder / f"{number:02d}.png", picture)
+            for tracker in self._accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    writer = tracker.tracker
+                    writer.add_audio(f"reconstruction/{number:02d}", samples[None], step, sampling_rate)
+                    writer.add_image(f"spectrogram/{number:02d}", picture, step, dataformats="HWC")
+                elif tracker.name == "wandb":
+                    import wandb
+
+                    sound = wandb.Audio(samples, sample_rate=sampling_rate)
+                    named = {f"reconstruction/{number:02d}": sound, f"spectrogram/{number:02d}": wandb.Image(picture)}
+                    tracker.tracker.log(named, step=step)
+
     def say(self, text: str) -> None:
         """A message, from whichever process."""
         self._console.print(text, markup=False, highlight=False)
@@ -142,6 +184,12 @@ def describe(metrics: dict[str, float]) -> str:
     """The few figures that a person wants to see at once."""
     shown = {
         "loss/predict": "loss {:.4f}",
+        "loss/total": "loss {:.3f}",
+        "held_out/mel_distance": "held-out mel distance {:.3f}",
+        "seen/mel_distance": "mel distance {:.3f}",
+        "held_out/stoi": "STOI {:.3f}",
+        "seen/stoi": "STOI {:.3f}",
+        "tokens/digit_entropy_bits": "{:.2f} bits a digit",
         "held_out/loss/predict": "held-out loss {:.4f}",
         "std/predictions": "std {:.3f}",
         "rank/targets": "rank {:.1f}",

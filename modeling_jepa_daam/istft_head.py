@@ -1,0 +1,59 @@
+"""Inverse STFT head: the decoder's last upsampling stages as one transform. Layout: `(batch, channels, frames)`."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OVERLAP = 4  # transforms that cover one sample
+MAX_MAGNITUDE = 100.0
+
+
+class InverseStftHead(nn.Module):
+    """Features to magnitude and phase of a spectrogram, and the spectrogram to the waveform.
+
+    Source: Kaneko et al. 2022 (iSTFTNet) and Siuzdak 2023 (Vocos). Overlapping windows are divided by the sum of their
+    squares, so that the ends are as loud as the middle, and a recording in a padded batch sounds as it does alone.
+
+    Args:
+        channels: Channels of the features.
+        hop_length: Samples that a feature frame stands for.
+    """
+
+    radius = OVERLAP // 2
+    """Feature frames to either side that one sample depends on."""
+
+    def __init__(self, channels: int, hop_length: int):
+        super().__init__()
+        self.hop_length = hop_length
+        self.fft_size = OVERLAP * hop_length
+        self.project = nn.Conv1d(channels, 2 * (self.fft_size // 2 + 1), kernel_size=1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Synthesize, in float32 whatever the model's dtype.
+
+        Args:
+            x: `(batch, channels, frames)`.
+            mask: `(batch, 1, frames)`, bool, valid frames; `None` if all are.
+
+        Returns:
+            `(batch, 1, frames * hop_length)`, in [-1, 1].
+        """
+        log_magnitude, phase = self.project(x).float().chunk(2, dim=1)
+        with torch.autocast(x.device.type, enabled=False):
+            magnitude = log_magnitude.exp().clamp(max=MAX_MAGNITUDE)
+            window = torch.hann_window(self.fft_size, device=x.device)[:, None]
+            pieces = torch.fft.irfft(torch.polar(magnitude, phase), n=self.fft_size, dim=1) * window
+            valid = torch.ones_like(pieces[:1, :1]) if mask is None else mask.float()
+            if mask is not None:
+                pieces = pieces * valid
+            envelope = self._overlap_add(window.square() * valid)
+            waveform = self._overlap_add(pieces) / envelope.clamp(min=1e-8)
+        return waveform.clamp(-1.0, 1.0).to(x.dtype)
+
+    def _overlap_add(self, pieces: Tensor) -> Tensor:
+        """`(batch, fft_size, frames)` -> `(batch, 1, frames * hop_length)`, each piece centred on its frame."""
+        frames = pieces.shape[-1]
+        whole = (frames - 1) * self.hop_length + self.fft_size
+        summed = F.fold(pieces, (1, whole), kernel_size=(1, self.fft_size), stride=(1, self.hop_length))[:, :, 0]
+        start = (self.fft_size - self.hop_length) // 2
+        return summed[..., start : start + frames * self.hop_length]

@@ -1,0 +1,98 @@
+"""A fixed set of clips, reconstructed now and then during Stage 2: what comes back, and how good it is."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from modeling_jepa_daam import JepaDaamModel
+from modeling_jepa_daam.packing import group_vocabulary_sizes, unpack_frames
+
+from .config import CodecConfig
+from .data import BatchLoader
+from .quality import best_constant_mel_distance, mean_quality, reconstruction_quality, token_statistics
+from .recordings import open_corpus, read_rows, stream_recordings
+from .run import EVALUATION_SEED
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A segment of a recording.
+
+    Args:
+        name: Of the recording, and the segment's place in it.
+        samples: `(samples,)`, float32, at the model's rate.
+        bandwidth_hz: Where its spectrum ends.
+    """
+
+    name: str
+    samples: np.ndarray
+    bandwidth_hz: float
+
+
+def fixed_clips(config: CodecConfig, sampling_rate: int) -> list[Clip]:
+    """The first `run.eval_clips` segments of held-out speakers, in an order that never changes.
+
+    Without held-out speakers they are of the recordings that are trained on.
+    """
+    dataset = config.data.format == "dataset"
+    corpus = open_corpus(config.data) if dataset else read_rows(Path(config.run.output) / "recordings.jsonl")
+    share = config.data.held_out_share
+    loader = BatchLoader(
+        stream_recordings(corpus, share, held_out=share > 0.0),
+        dataclasses.replace(config.data, num_workers=0),
+        sampling_rate,
+        EVALUATION_SEED,
+        max_epochs=1,
+    )
+    clips: list[Clip] = []
+    for batch in loader.take(config.run.eval_clips):  # a batch has at least one segment
+        for row, length, limit, (name, index, _) in zip(
+            batch.samples, batch.lengths, batch.bandwidth_hz, batch.segments, strict=True
+        ):
+            clips.append(Clip(f"{name}#{index}", row[:length].numpy(), float(limit)))
+    return clips[: config.run.eval_clips]
+
+
+def reconstruct(codec: JepaDaamModel, samples: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+    """Samples to tokens to samples, as `JepaAudioTokenizer` does it.
+
+    Returns:
+        `(samples,)`, float32, as long as the input; and the tokens, `(frames, tokens_per_frame)`.
+    """
+    with torch.inference_mode():
+        codes = codec.encode(torch.from_numpy(samples)[None, None], return_dict=False)[0]
+        audio = codec.decode(codes, return_dict=False)[0]
+    return audio[0, 0, : len(samples)].float().cpu().numpy(), codes[0].T.cpu()
+
+
+def evaluate(codec: JepaDaamModel, clips: list[Clip], held_out: bool) -> tuple[dict[str, float], list[np.ndarray]]:
+    """Figures of the reconstructions and of the tokens, and the reconstructions.
+
+    Args:
+        codec: In evaluation mode.
+        clips: What to reconstruct.
+        held_out: Whether the clips are kept from training; goes into the names of the figures.
+    """
+    config = codec.config
+    reconstructions, tokens, qualities = [], [], []
+    for clip in clips:
+        reconstruction, of_clip = reconstruct(codec, clip.samples)
+        reconstructions.append(reconstruction)
+        tokens.append(of_clip)
+        qualities.append(reconstruction_quality(clip.samples, reconstruction, config.sampling_rate, clip.bandwidth_hz))
+    constant = best_constant_mel_distance(
+        [clip.samples for clip in clips], config.sampling_rate, [clip.bandwidth_hz for clip in clips]
+    )
+    statistics = token_statistics(
+        unpack_frames(torch.cat(tokens), config.levels, config.group_size),
+        config.levels,
+        torch.cat(tokens),
+        group_vocabulary_sizes(config.levels, config.group_size),
+    )
+    prefix = "held_out" if held_out else "seen"
+    quality = mean_quality(qualities) | {"mel_distance_of_constant": constant}
+    figures = {f"{prefix}/{name}": value for name, value in quality.items()}
+    return figures | {f"tokens/{name}": value for name, value in statistics.items()}, reconstructions

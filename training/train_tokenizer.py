@@ -1,0 +1,318 @@
+"""Stage 2: train quantizer and decoder, and fine-tune the encoder, against discriminators (section 3 of the paper).
+
+    accelerate launch -m training.train_tokenizer CONFIG.yaml [section.key=value ...]
+
+Killed at any moment and started again with the same command, a run goes on as if nothing had happened. What is
+evaluated and saved is the moving average of the weights.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from modeling_jepa_daam import JepaDaamModel
+from modeling_jepa_daam.checkpoint import save_checkpoint as save_model
+from modeling_jepa_daam.files import replacing
+
+from .checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
+from .codec import PATCH_BANDS, CodecForTraining, CodecResult
+from .config import CodecConfig, flatten, load_config
+from .data import judge_unreadable
+from .discriminators import Discriminators
+from .losses import (
+    discriminator_loss,
+    feature_matching_loss,
+    generator_adversarial_loss,
+    mel_loss,
+    patch_loss,
+    shape_bandwidth,
+    stft_losses,
+    waveform_loss,
+)
+from .quality import PESQ_MISSING
+from .reconstruction import evaluate, fixed_clips
+from .run import (
+    make_loader,
+    mean_over_processes,
+    prepare_output,
+    run_alone,
+    seed_randomness,
+    stop_unless_finite,
+    sum_over_processes,
+    warmup,
+)
+from .tracking import RunLog, SpeedMeter
+
+
+def main(config: CodecConfig) -> Path:
+    """Train, and return the folder of the trained tokenizer.
+
+    Raises:
+        ValueError: If the output folder is in use or holds a run with other settings, a checkpoint is damaged or of
+            another number of processes, or there are no recordings to train on or to hold out.
+        UnreadableRecordingsError: If too many recordings cannot be read.
+        FloatingPointError: If a loss or a gradient is not finite.
+        RuntimeError: If processes were started that do not know of each other.
+    """
+    return run_alone(config, train)
+
+
+def train(config: CodecConfig, accelerator: Accelerator) -> Path:
+    """The run itself; see `main`."""
+    if accelerator.state.deepspeed_plugin is not None:
+        raise ValueError("Stage 2 has two models, of which DeepSpeed takes one: launch it without DeepSpeed")
+    output = Path(config.run.output)
+    checkpoints = output / "checkpoints"
+    checkpoint = next(reversed(list_checkpoints(checkpoints)), None)
+    if accelerator.is_main_process:
+        prepare_output(config, output, fresh=checkpoint is None)
+    accelerator.wait_for_everyone()
+
+    codec, discriminators = make_models(config)
+    optimizer, discriminator_optimizer = make_optimizers(config, codec, discriminators)
+    model, judges, optimizer, discriminator_optimizer = accelerator.prepare(
+        codec, discriminators, optimizer, discriminator_optimizer
+    )
+    rates = [[group["lr"] for group in each.param_groups] for each in (optimizer, discriminator_optimizer)]
+    rate = codec.config.sampling_rate
+    training = make_loader(config, accelerator, rate, held_out=False)
+    window_s = config.data.window_s
+    window_frames = None if window_s is None else max(1, round(window_s * codec.config.frame_rate))
+    weights, max_norm = loss_weights(config), config.optim.max_grad_norm
+    parts: dict[str, nn.Module] = {
+        "encoder": codec.codec.encoder, "decoder": codec.codec.decoder, "heads": codec.patch_heads
+    }  # fmt: skip
+    judging: dict[str, nn.Module] = {"discriminators": discriminators}
+
+    step = 0  # optimizer steps done
+    if checkpoint is not None:
+        step, position = load_checkpoint(accelerator, checkpoint)
+        training.load_state_dict(position)
+    log = RunLog(accelerator, output, step, config.run.max_steps, flatten(config), config.run.progress)
+    clips = fixed_clips(config, rate) if accelerator.is_main_process else []
+    if accelerator.is_main_process:
+        log.say(
+            f"{accelerator.num_processes} process(es) on {accelerator.device.type}, mixed precision "
+            f"{accelerator.mixed_precision}; parameters to train: {count(codec) / 1e6:.1f}M of the codec, "
+            f"{count(discriminators) / 1e6:.1f}M of the discriminators; {len(clips)} clips to reconstruct"
+        )
+        log.say("from the beginning" if checkpoint is None else f"going on from {checkpoint}")
+        if PESQ_MISSING and clips:
+            log.say(PESQ_MISSING)
+    meter = SpeedMeter(rate, accelerator.num_processes)
+    batches = iter(training)
+    codec.train()
+    while step < config.run.max_steps:
+        adversarial = step >= config.optim.discriminator_start
+        for each, base in zip((optimizer, discriminator_optimizer), rates, strict=True):
+            for group, learning_rate in zip(each.param_groups, base, strict=True):
+                group["lr"] = learning_rate * warmup(step, config.optim.warmup_steps)
+        for micro_step in range(config.optim.accumulation_steps):
+            with meter.waiting():
+                batch = next(batches)
+            generator = seed_randomness(config.run.seed, step, micro_step, accelerator.process_index)
+            samples, lengths, bandwidth_hz = (
+                value.to(accelerator.device) for value in (batch.samples, batch.lengths, batch.bandwidth_hz)
+            )
+            with accelerator.accumulate(model, judges):
+                result = model(samples, lengths, window_frames, generator)
+                real, generated = (
+                    shape_bandwidth(waveform, bandwidth_hz, rate, config.data.gain_above_bandwidth)
+                    for waveform in (result.real, result.generated)
+                )
+                losses = reconstruction_losses(result, real, generated, bandwidth_hz, config, rate)
+                norms = {}
+                if adversarial:
+                    scores = judges(torch.cat([real, generated.detach()])).scores
+                    judged = discriminator_loss(*zip(*(score.chunk(2) for score in scores), strict=True))
+                    accelerator.backward(judged)
+                    if accelerator.sync_gradients:
+                        norms = clip_gradients(
+                            accelerator, discriminator_optimizer, judging, config.optim.max_grad_norm
+                        )
+                    discriminator_optimizer.step()
+                    discriminator_optimizer.zero_grad()
+                    losses |= adversarial_losses(accelerator.unwrap_model(judges), real, generated)
+                loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()  # eq. 20
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    norms |= clip_gradients(accelerator, optimizer, parts, max_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            meter.add(batch)
+            log.unreadable(batch)
+        codec.update_average(config.optim.average_decay)
+        step += 1
+        log.advance(step)
+
+        last = step == config.run.max_steps
+        if step % config.run.log_every == 0:
+            told = {"total": loss, **losses} | ({"discriminators": judged} if adversarial else {})
+            metrics = mean_over_processes(accelerator, {f"loss/{name}": value for name, value in told.items()})
+            metrics |= norms
+            metrics["optim/learning_rate"] = optimizer.param_groups[-1]["lr"]
+            counts = sum_over_processes(accelerator, training.counts())
+            log.write(step, metrics | {f"data/{name}": value for name, value in counts.items()} | meter.read())
+            judge_unreadable(counts["opened"], counts["unreadable"], config.data.max_unreadable_share)
+        if step % config.run.log_every == 0 or step % config.run.save_every == 0 or last:
+            stop_unless_finite(accelerator, step, loss, sum(norms.values()))  # before it reaches a checkpoint
+        if (step % config.run.eval_every == 0 or last) and clips:
+            figures, reconstructions = evaluate(codec.average, clips, held_out=config.data.held_out_share > 0.0)
+            log.write(step, figures)
+            log.reconstructions(step, clips[: config.run.logged_clips], reconstructions, rate)
+            log.watch_digits(step, figures)
+        if step % config.run.save_every == 0 or last:
+            save_checkpoint(accelerator, checkpoints, step, training.state_dict(), config.run.keep_checkpoints)
+
+    trained = output / "model"
+    if accelerator.is_main_process:
+        save_trained(codec.average, trained)
+    log.close()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # last: without it, processes that stream data can abort as they exit
+    return trained
+
+
+def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators]:
+    """The models to train, with weights drawn from the seed or loaded; alike in every process."""
+    torch.manual_seed(config.run.seed)
+    model_config = config.model_config()
+    if config.model.weights is None:
+        codec = JepaDaamModel(model_config)
+    else:  # of Stage 1, or of a codec
+        codec = JepaDaamModel.from_pretrained(config.model.weights, config=model_config, dtype=torch.float32)
+    sizes = config.discriminators
+    return (
+        CodecForTraining(codec, config.optim.freeze_encoder, patch_heads=config.losses.patches > 0.0),
+        Discriminators(sizes.periods, sizes.num_scales, sizes.width),
+    )
+
+
+def make_optimizers(
+    config: CodecConfig, codec: CodecForTraining, discriminators: Discriminators
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """AdamW of encoder, decoder and heads, and AdamW of the discriminators."""
+    optim = config.optim
+    groups: list[dict[str, Any]] = [{"params": [*codec.codec.decoder.parameters(), *codec.patch_heads.parameters()]}]
+    if not optim.freeze_encoder:
+        rate = optim.learning_rate if optim.encoder_learning_rate is None else optim.encoder_learning_rate
+        groups.insert(0, {"params": list(codec.codec.encoder.parameters()), "lr": rate})
+    return (
+        torch.optim.AdamW(groups, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay),
+        torch.optim.AdamW(
+            discriminators.parameters(),
+            lr=optim.discriminator_learning_rate,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+        ),
+    )
+
+
+def loss_weights(config: CodecConfig) -> dict[str, float]:
+    """Weight of each of the codec's losses in the total (eq. 20)."""
+    weights = config.losses
+    return {
+        "waveform": weights.waveform,
+        "spectral_convergence": weights.stft,
+        "log_magnitude": weights.stft,
+        "mel": weights.mel,
+        "patches_latents": weights.patches,
+        "patches_quantized": weights.patches,
+        "adversarial": weights.adversarial,
+        "feature_matching": weights.feature_matching,
+    }
+
+
+def reconstruction_losses(
+    result: CodecResult, real: Tensor, generated: Tensor, bandwidth_hz: Tensor, config: CodecConfig, sampling_rate: int
+) -> dict[str, Tensor]:
+    """Unweighted losses of the codec but the adversarial ones; those of weight 0 are left out.
+
+    `real` and `generated` are the windows of `result`, `(batch, samples)`, less what lies above each clip's bandwidth.
+    """
+    weights, gain = config.losses, config.data.gain_above_bandwidth
+    spectral = (result.generated, result.real, sampling_rate, result.lengths, bandwidth_hz, gain)
+    losses = {}
+    if weights.waveform > 0.0:
+        losses["waveform"] = waveform_loss(generated, real, result.lengths)
+    if weights.stft > 0.0:
+        losses |= stft_losses(*spectral)
+    if weights.mel > 0.0:
+        losses["mel"] = mel_loss(*spectral)
+    for name, predicted in result.predicted.items():
+        losses[f"patches_{name}"] = patch_loss(
+            predicted, result.patches, result.frame_mask, PATCH_BANDS, sampling_rate, bandwidth_hz, gain
+        )
+    return losses
+
+
+def adversarial_losses(discriminators: nn.Module, real: Tensor, generated: Tensor) -> dict[str, Tensor]:
+    """Unweighted adversarial losses of the codec (eq. 25 and 26); no gradient reaches the discriminators."""
+    discriminators.requires_grad_(False)
+    with torch.no_grad():
+        real_maps = discriminators(real).feature_maps
+    judged = discriminators(generated)
+    discriminators.requires_grad_(True)
+    return {
+        "adversarial": generator_adversarial_loss(judged.scores),
+        "feature_matching": feature_matching_loss(real_maps, judged.feature_maps),
+    }
+
+
+def clip_gradients(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, parts: dict[str, nn.Module], max_norm: float
+) -> dict[str, float]:
+    """Scale the gradients of an optimizer's parts down to a common norm; returns each part's own, before that."""
+    accelerator.unscale_gradients(optimizer)
+    gradients = {
+        name: [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
+        for name, part in parts.items()
+    }
+    norms = {name: nn.utils.get_total_norm(of_part) for name, of_part in gradients.items() if of_part}
+    nn.utils.clip_grad_norm_([parameter for part in parts.values() for parameter in part.parameters()], max_norm)
+    return {f"grad_norm/{name}": float(norm) for name, norm in norms.items()}
+
+
+def count(module: nn.Module) -> int:
+    """Parameters to train."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def save_trained(codec: JepaDaamModel, folder: Path) -> None:
+    """Save the tokenizer as one folder from which all auto classes load."""
+    with replacing(folder) as temporary:
+        save_model(codec, temporary)
+        if folder.exists():  # of a run that had fewer steps
+            shutil.rmtree(folder)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def command(
+    config: Annotated[Path, typer.Argument(help="YAML file; see training/configs/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value, as in optim.learning_rate=3e-4.")
+    ] = None,
+) -> None:
+    """Stage 2: train a speech tokenizer on speech."""
+    try:
+        settings = load_config(CodecConfig, config, overrides or [])
+        settings.model_config()
+    except (ValueError, FileNotFoundError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    transformers_logging.disable_progress_bar()  # of saving
+    trained = main(settings)
+    typer.echo(f"trained tokenizer: {trained}")
+
+
+if __name__ == "__main__":
+    app()

@@ -29,7 +29,7 @@ class InverseStftHead(nn.Module):
         self.project = nn.Conv1d(channels, 2 * (self.fft_size // 2 + 1), kernel_size=1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Synthesize, in float32 whatever the model's dtype.
+        """Synthesize, in float32 at least, whatever the model's dtype.
 
         Args:
             x: `(batch, channels, frames)`.
@@ -38,12 +38,13 @@ class InverseStftHead(nn.Module):
         Returns:
             `(batch, 1, frames * hop_length)`, in [-1, 1].
         """
-        log_magnitude, phase = self.project(x).float().chunk(2, dim=1)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        log_magnitude, phase = self.project(x).to(dtype).chunk(2, dim=1)
         with torch.autocast(x.device.type, enabled=False):
             magnitude = log_magnitude.exp().clamp(max=MAX_MAGNITUDE)
-            window = torch.hann_window(self.fft_size, device=x.device)[:, None]
+            window = torch.hann_window(self.fft_size, dtype=dtype, device=x.device)[:, None]
             pieces = torch.fft.irfft(torch.polar(magnitude, phase), n=self.fft_size, dim=1) * window
-            valid = torch.ones_like(pieces[:1, :1]) if mask is None else mask.float()
+            valid = torch.ones_like(pieces[:1, :1]) if mask is None else mask.to(dtype)
             if mask is not None:
                 pieces = pieces * valid
             envelope = self._overlap_add(window.square() * valid)

@@ -57,9 +57,17 @@ def test_what_tools_hang_on_a_configuration_is_not_saved(tmp_path):
         ({"hidden_size": "128"}, "hidden_size"),
         ({"downsampling_ratios": (8, 1, 5, 5, 6)}, "`downsampling_ratios` must be at least 2"),
         ({"downsampling_ratios": ()}, "`downsampling_ratios` must not be empty"),
-        ({"downsampling_ratios": (8, 8)}, "`encoder_residual_blocks` must have one entry for each of the 2"),
+        (
+            {"downsampling_ratios": (8, 8)},
+            "`encoder_residual_blocks` must have 2 entries, as many as the 2 `downsampling_ratios`, got 5",
+        ),
         ({"encoder_channels": (1, 2)}, "`encoder_channels` must have 6 entries"),
         ({"decoder_channels": (1, 2)}, "`decoder_channels` must have 6 entries"),
+        (
+            {"decoder_istft_stages": 2},
+            "`decoder_kernel_sizes` must have 3 entries, .*, 2 of them an inverse STFT, got 5",
+        ),
+        ({"decoder_istft_stages": 6}, "`decoder_istft_stages` must be at most the number of .*, 5, got 6"),
         ({"encoder_kernel_sizes": (3, 3, 3, 3, 4)}, "`encoder_kernel_sizes`.* must be odd"),
         ({"decoder_kernel_sizes": ((3,),) * 4 + ((2,),)}, "`decoder_kernel_sizes`.* must be odd"),
         ({"decoder_kernel_sizes": ((3,),) * 4 + ((),)}, "`decoder_kernel_sizes` must name a kernel"),

@@ -6,10 +6,20 @@ from modeling_jepa_daam.decoder import HifiGanDecoder
 from tests.conftest import TINY
 
 
-@pytest.fixture
-def decoder():
+def shorter(istft_stages):
+    """The tiny decoder with an inverse STFT in place of its last stages."""
+    kept = 3 - istft_stages
+    return TINY | {
+        "decoder_istft_stages": istft_stages,
+        "decoder_channels": TINY["decoder_channels"][: kept + 1],
+        "decoder_kernel_sizes": TINY["decoder_kernel_sizes"][:kept],
+    }
+
+
+@pytest.fixture(params=[0, 1, 2, 3], ids="istft {}".format)
+def decoder(request):
     torch.manual_seed(2)
-    return HifiGanDecoder(JepaDaamConfig(**TINY)).double().eval()
+    return HifiGanDecoder(JepaDaamConfig(**shorter(request.param))).double().eval()
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 20])

@@ -138,7 +138,11 @@ def test_a_change_of_level_by_hand():
 @every_loss
 def test_a_perfect_copy_costs_nothing(loss):
     _, real = pair(2)
-    assert loss(real.clone(), real, RATE).item() == pytest.approx(0.0, abs=1e-7)
+    generated = real.clone().requires_grad_()
+    value = loss(generated, real, RATE)
+    value.backward()
+    assert value.item() == pytest.approx(0.0, abs=1e-7)
+    assert (generated.grad == 0).all()
 
 
 def test_adversarial_losses_by_hand():
@@ -311,10 +315,11 @@ def test_silence_does_not_outweigh_speech():
 
 
 @every_loss
-def test_a_clip_of_no_samples_is_no_reason_for_nan(loss):
+@pytest.mark.parametrize("samples", [SAMPLES, 0])
+def test_a_clip_of_no_samples_is_no_reason_for_nan(loss, samples):
     generated, real = pair(2)
     generated.requires_grad_()
-    value = loss(generated, real, RATE, lengths=torch.tensor([SAMPLES, 0]))
+    value = loss(generated, real, RATE, lengths=torch.tensor([samples, 0]))
     value.backward()
     assert value.isfinite()
     assert generated.grad.isfinite().all()
@@ -332,10 +337,11 @@ def test_losses_are_float32_for_any_input(loss, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_everything_else_is_float32_too(dtype):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_everything_else_is_float32_too(dtype, autocast):
     x = torch.tensor(noise(2400), dtype=dtype)[None]
     mask = torch.ones(1, 1, dtype=torch.bool)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         patches = mel_patches(x, 2400, 10, 80, RATE)
         values = [
             patches,
@@ -354,11 +360,11 @@ def test_everything_else_is_float32_too(dtype):
 def test_an_evaluation_before_training_does_not_spoil_the_caches():
     losses._hann.cache_clear()
     losses._mel_filters.cache_clear()
-    generated, real = pair()
+    generated, _ = pair()
     with torch.inference_mode():
-        mel_loss(generated, real, RATE)
+        log_mel(generated, RATE, 1024, 256, 80)
     generated.requires_grad_()
-    mel_loss(generated, real, RATE).backward()
+    log_mel(generated, RATE, 1024, 256, 80).sum().backward()
     assert generated.grad.abs().sum() > 0
 
 
@@ -373,6 +379,28 @@ def test_shapes_that_would_broadcast_are_refused(loss):
 def test_a_gain_is_from_0_to_1():
     with pytest.raises(ValueError, match=r"gain_above.*1\.5"):
         shape_bandwidth(torch.zeros(1, 100), torch.tensor([8000.0]), RATE, 1.5)
+
+
+def test_no_second_derivative():
+    """It would be wrong, so there is none."""
+    generated, real = pair()
+    generated.requires_grad_()
+    (gradient,) = torch.autograd.grad(log_magnitude(generated, real, RATE), generated, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_bands_without_a_valid_bin_count_for_nothing():
+    """Below 50 Hz lies no bin of a short window, and some of 400 bands lie between two bins."""
+    generated, real = pair()
+    for bandwidth in (None, torch.tensor([50.0])):
+        assert mel_loss(generated, real, RATE, bandwidth_hz=bandwidth).isfinite()
+    empty = torch.tensor(~reference.triangles(1024, 400, RATE).any(axis=0))
+    assert 0 < empty.sum() < 400
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    patches = torch.zeros(1, 1, 400)
+    assert patch_loss(empty.float()[None, None], patches, mask, 400, RATE) == 0.0
+    assert patch_loss(torch.ones_like(patches), patches, mask, 400, RATE).item() == pytest.approx(1.0)
 
 
 # -- patches

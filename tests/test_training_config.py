@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from training.config import PretrainConfig, differences, load_config, save_config
+from training.config import CodecConfig, PretrainConfig, differences, load_config, save_config
 
 CONFIGS = sorted((ROOT / "training" / "configs").glob("*.yaml"))
+
+
+def kind_of(path):
+    return CodecConfig if path.name.startswith("codec") else PretrainConfig
 
 
 @pytest.fixture
@@ -34,9 +38,20 @@ def test_the_defaults_are_the_papers(write):
     assert paper.model_config().to_dict() == model.to_dict()
 
 
+def test_the_defaults_of_stage_2_are_the_papers(write):
+    config = load_config(CodecConfig, write("data: {sources: [small.tar]}"))
+    optim, losses = config.optim, config.losses
+    assert (optim.learning_rate, optim.discriminator_learning_rate, optim.betas) == (1.5e-4, 0.75e-4, (0.8, 0.99))
+    assert (optim.weight_decay, optim.discriminator_start, optim.freeze_encoder) == (1e-3, 5000, False)
+    assert (losses.waveform, losses.stft, losses.adversarial, losses.feature_matching) == (1.0, 2.0, 0.1, 0.1)
+    assert (config.data.batch_size, config.data.segment_s, config.run.max_steps) == (8, 15.0, 29_000)
+    paper = load_config(CodecConfig, ROOT / "training" / "configs" / "codec.yaml", ["data.sources=[small.tar]"])
+    assert differences(paper, config, ("data.num_workers",)) == []
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_file_of_ours_loads(path):
-    config = load_config(PretrainConfig, path, ["data.sources=[small.tar]"])
+    config = load_config(kind_of(path), path, ["data.sources=[small.tar]"])
     assert config.model_config().frame_rate == 2.5
 
 
@@ -95,6 +110,27 @@ def test_a_wrong_value_is_refused_by_name(write, override, message):
         load_config(PretrainConfig, write("data: {sources: [a]}"), [override]).model_config()
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("losses.l1=1", "unknown configuration keys: `losses.l1`; known here: waveform"),
+        ("losses.mel=-1", "`losses.mel` must be at least 0 and finite, got -1"),
+        ("data.window_s=0", "`data.window_s` must be positive and finite, or null, got 0"),
+        ("data.gain_above_bandwidth=2", "`data.gain_above_bandwidth` must lie in \\[0, 1\\], got 2"),
+        ("optim.average_decay=1", "`optim.average_decay` must lie in \\[0, 1\\), got 1"),
+        ("optim.encoder_learning_rate=-1", "`optim.encoder_learning_rate` must be positive and finite, or null"),
+        ("optim.discriminator_start=-1", "`optim.discriminator_start` must be at least 0, got -1"),
+        ("run.eval_batches=3", "unknown configuration keys: `run.eval_batches`"),
+        ("discriminators.width=0", "`discriminators.width` must be positive and finite, got 0"),
+        ("discriminators={periods: [], num_scales: 0}", "`discriminators` must have a period or a scale"),
+        ("discriminators.periods=[0]", "`discriminators.periods` must be at least 1"),
+    ],
+)
+def test_a_wrong_value_of_stage_2_is_refused_by_name(write, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(CodecConfig, write("data: {sources: [a]}"), [override])
+
+
 def test_a_wrong_file_is_refused(write, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such configuration: .*nowhere.yaml"):
         load_config(PretrainConfig, tmp_path / "nowhere.yaml")
@@ -104,12 +140,11 @@ def test_a_wrong_file_is_refused(write, tmp_path):
         load_config(PretrainConfig, write("data: [", "broken.yaml"))
 
 
-def test_every_key_is_read_somewhere():
+@pytest.mark.parametrize("kind", [PretrainConfig, CodecConfig])
+def test_every_key_is_read_somewhere(kind):
     code = "".join(path.read_text() for path in Path(ROOT, "training").glob("*.py") if path.name != "config.py")
     code += re.split(r"def model_config", (ROOT / "training" / "config.py").read_text())[1]
-    config = PretrainConfig.__dataclass_fields__
-    for section in config.values():
-        for item in dataclasses.fields(section.type):
-            assert re.search(rf"\b(data|model|optim|run)\.{item.name}\b", code), (
-                f"nobody reads {section.name}.{item.name}"
-            )
+    for section in dataclasses.fields(kind):
+        for item in dataclasses.fields(section.default_factory):
+            reads = rf"\b({section.name}|weights|sizes)\.{item.name}\b"
+            assert re.search(reads, code), f"nobody reads {section.name}.{item.name}"

@@ -240,7 +240,7 @@ def mel_loss(
 ) -> Tensor:
     """Mean absolute difference of log10 mel magnitudes, summed over seven resolutions; arguments as `stft_losses`.
 
-    Not in the paper. Source: Descript audio codec (Kumar et al. 2023), section 3.4. Bins are scaled by their gain, so
+    Not in the paper. Source: Descript audio codec (Kumar et al. 2023). Bins are scaled by their gain, so
     that a wide band across a clip's bandwidth compares what lies below; bands are weighted by the mean of their bins.
     """
     generated, real, lengths = _prepare(generated, real, lengths)

@@ -147,7 +147,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
                 optimizer.zero_grad()
             meter.add(batch)
             log.unreadable(batch)
-        codec.update_average(config.optim.average_decay)
+        codec.update_average(average_decay(step, config.optim.average_decay))
         step += 1
         log.advance(step)
 
@@ -277,6 +277,11 @@ def clip_gradients(
     norms = {name: nn.utils.get_total_norm(of_part) for name, of_part in gradients.items() if of_part}
     nn.utils.clip_grad_norm_([parameter for part in parts.values() for parameter in part.parameters()], max_norm)
     return {f"grad_norm/{name}": float(norm) for name, norm in norms.items()}
+
+
+def average_decay(step: int, decay: float) -> float:
+    """Of the moving average after `step` steps: lower at first, or it would long consist of the initial weights."""
+    return min(decay, (1 + step) / (10 + step))
 
 
 def count(module: nn.Module) -> int:

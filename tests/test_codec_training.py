@@ -1,0 +1,125 @@
+import math
+
+import pytest
+import torch
+
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
+from tests.conftest import TINY
+from training.codec import PATCH_BANDS, CodecForTraining
+
+HOP = 60
+
+
+def make(**options):
+    torch.manual_seed(0)
+    config = JepaDaamConfig(**TINY, hidden_dropout=0.0, attention_dropout=0.0)
+    return CodecForTraining(JepaDaamModel(config), **options)
+
+
+@pytest.fixture
+def codec():
+    return make().eval()
+
+
+@pytest.fixture
+def batch():
+    """Segments of 20, 12.3 and 5 frames."""
+    torch.manual_seed(1)
+    lengths = torch.tensor([20 * HOP, 12 * HOP + 20, 5 * HOP])
+    samples = torch.randn(3, 20 * HOP) * 0.1
+    return samples.masked_fill(torch.arange(20 * HOP) >= lengths[:, None], 0.0), lengths
+
+
+def run(codec, batch, window_frames=None, seed=0):
+    return codec(*batch, window_frames, torch.Generator().manual_seed(seed))
+
+
+def test_a_whole_segment_is_what_the_codec_makes_of_it(codec, batch):
+    result = run(codec, batch)
+    samples, lengths = batch
+    padding_mask = torch.arange(samples.shape[1]) < lengths[:, None]
+    with torch.no_grad():
+        expected = codec.codec(samples[:, None], padding_mask).audio_values[:, 0]
+    torch.testing.assert_close(result.generated, expected, rtol=0, atol=2e-6)
+    assert torch.equal(result.real, samples)
+    assert torch.equal(result.lengths, lengths)
+
+
+def test_a_window_is_a_part_of_the_whole(codec, batch):
+    """Wherever it lies: the neighbouring frames are heard, and nothing beyond the segment's ends."""
+    whole = run(codec, batch)
+    starts_seen = set()
+    for seed in range(12):
+        window = run(codec, batch, 8, seed)
+        assert window.generated.shape == (3, 8 * HOP)
+        for row, frames in enumerate((20, 13, 5)):
+            real = window.real[row]
+            length = int(window.lengths[row])
+            places = [
+                start
+                for start in range(max(1, frames - 8 + 1))
+                if torch.equal(batch[0][row, start * HOP : start * HOP + length], real[:length])
+            ]
+            assert len(places) == 1
+            start = places[0] * HOP
+            assert length == min(8 * HOP, int(batch[1][row]) - start)
+            expected = whole.generated[row, start : start + length]
+            torch.testing.assert_close(window.generated[row, :length], expected, rtol=0, atol=2e-6)
+            assert not window.generated[row, length:].any()
+            assert not real[length:].any()
+            starts_seen.add((row, places[0]))
+    assert len({start for row, start in starts_seen if row == 0}) > 5
+    assert {start for row, start in starts_seen if row == 2} == {0}
+
+
+def test_the_generator_alone_chooses_the_window(codec, batch):
+    assert torch.equal(run(codec, batch, 4, seed=3).real, run(codec, batch, 4, seed=3).real)
+    assert not torch.equal(run(codec, batch, 4, seed=3).real, run(codec, batch, 4, seed=4).real)
+
+
+def test_patches_are_of_every_frame_and_without_their_mean(codec, batch):
+    result = run(codec, batch, 4)
+    steps = math.gcd(HOP, 40)
+    assert result.patches.shape == (3, 20, steps * PATCH_BANDS)
+    assert result.predicted["latents"].shape == result.predicted["quantized"].shape == result.patches.shape
+    valid = result.patches[result.frame_mask].unflatten(-1, (steps, PATCH_BANDS))
+    assert valid.mean(dim=(0, 1)).abs().max() < 1e-4
+    assert valid.std() > 0.1
+    assert result.frame_mask.sum(dim=1).tolist() == [20, 13, 5]
+    assert not run(make(patch_heads=False), batch).predicted
+
+
+def test_everything_but_the_average_gets_a_gradient(batch):
+    codec = make()
+    result = run(codec, batch, 6)
+    (result.generated.square().sum() + sum(predicted.sum() for predicted in result.predicted.values())).backward()
+    for name, parameter in codec.named_parameters():
+        if name.startswith("average."):
+            assert parameter.grad is None
+        else:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert any(parameter.grad.any() for parameter in codec.codec.encoder.parameters())
+
+
+def test_a_frozen_encoder_neither_learns_nor_drops():
+    torch.manual_seed(0)
+    codec = CodecForTraining(JepaDaamModel(JepaDaamConfig(**TINY, hidden_dropout=0.5)), freeze_encoder=True)
+    codec.train()
+    assert not any(parameter.requires_grad for parameter in codec.codec.encoder.parameters())
+    assert not any(module.training for module in codec.codec.encoder.modules())
+    assert not any(module.training for module in codec.average.modules())
+    assert codec.codec.quantizer.training and codec.codec.decoder.training
+
+
+def test_the_average_follows_weights_and_statistics(batch):
+    codec = make()
+    old = [parameter.clone() for parameter in codec.average.parameters()]
+    run(codec, batch)  # moves the running statistics
+    with torch.no_grad():
+        for parameter in codec.codec.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    codec.update_average(0.9)
+    for average, before, now in zip(codec.average.parameters(), old, codec.codec.parameters(), strict=True):
+        torch.testing.assert_close(average, 0.9 * before + 0.1 * now)
+    assert codec.codec.quantizer.running_mean.any()
+    assert torch.equal(codec.average.quantizer.running_mean, codec.codec.quantizer.running_mean)

@@ -1,0 +1,63 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_jepa_daam.istft_head import InverseStftHead
+
+
+@pytest.fixture
+def head():
+    torch.manual_seed(0)
+    return InverseStftHead(channels=6, hop_length=15).double()
+
+
+def spectrogram(waveform, hop, fft_size):
+    """Magnitude and phase of centred frames, by numpy: what the head would have to predict."""
+    before = (fft_size - hop) // 2
+    padded = np.pad(waveform, (before, fft_size))
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft_size) / fft_size)
+    frames = [padded[n * hop : n * hop + fft_size] * window for n in range(len(waveform) // hop)]
+    spectrum = np.fft.rfft(np.stack(frames), axis=1).T
+    return np.abs(spectrum), np.angle(spectrum)
+
+
+def test_the_spectrogram_of_a_waveform_gives_the_waveform_back():
+    """Ends included: there, fewer windows overlap."""
+    hop, channels = 16, 2 * 33
+    waveform = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * hop)
+    magnitude, phase = spectrogram(waveform, hop, 4 * hop)
+    head = InverseStftHead(channels, hop).double()
+    torch.nn.init.eye_(head.project.weight[:, :, 0].detach())
+    head.project.weight.data[..., 0] = torch.eye(channels)
+    torch.nn.init.zeros_(head.project.bias)
+    features = torch.from_numpy(np.concatenate([np.log(magnitude + 1e-30), phase]))[None]
+    np.testing.assert_allclose(head(features)[0, 0].detach().numpy(), waveform, atol=1e-9)
+
+
+def test_it_clips_the_waveform_and_not_the_spectrum(head):
+    head.project.bias.data[: head.fft_size // 2 + 1] = math.log(20.0)
+    waveform = head(torch.randn(1, 6, 30, dtype=torch.float64))
+    assert waveform.abs().max() == 1.0
+    assert (waveform.abs() < 1.0).any()
+
+
+def test_padding_does_not_change_valid_samples(head):
+    features = torch.randn(2, 6, 12, dtype=torch.float64)
+    mask = torch.ones(2, 1, 12, dtype=torch.bool)
+    mask[1, :, 5:] = False
+    padded = head(features, mask)
+    torch.testing.assert_close(padded[:1], head(features[:1]))
+    torch.testing.assert_close(padded[1:, :, : 5 * 15], head(features[1:, :, :5]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_gives_the_dtype_that_it_takes_and_finite_gradients(dtype):
+    torch.manual_seed(0)
+    head = InverseStftHead(6, 16).to(dtype)
+    features = torch.zeros(1, 6, 4, dtype=dtype, requires_grad=True)
+    waveform = head(features)
+    assert waveform.dtype == dtype
+    waveform.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())

@@ -1,11 +1,13 @@
 """Inverse STFT head: the decoder's last upsampling stages as one transform. Layout: `(batch, channels, frames)`."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 OVERLAP = 4  # transforms that cover one sample
-MAX_MAGNITUDE = 100.0
+LOG_MAGNITUDE_RANGE = (-20.0, math.log(100.0))  # beyond, `exp` and its gradient leave what float32 can hold
 
 
 class InverseStftHead(nn.Module):
@@ -41,9 +43,10 @@ class InverseStftHead(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         log_magnitude, phase = self.project(x).to(dtype).chunk(2, dim=1)
         with torch.autocast(x.device.type, enabled=False):
-            magnitude = log_magnitude.exp().clamp(max=MAX_MAGNITUDE)
+            magnitude = log_magnitude.clamp(*LOG_MAGNITUDE_RANGE).exp()
+            spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
             window = torch.hann_window(self.fft_size, dtype=dtype, device=x.device)[:, None]
-            pieces = torch.fft.irfft(torch.polar(magnitude, phase), n=self.fft_size, dim=1) * window
+            pieces = torch.fft.irfft(spectrum, n=self.fft_size, dim=1) * window
             valid = torch.ones_like(pieces[:1, :1]) if mask is None else mask.to(dtype)
             if mask is not None:
                 pieces = pieces * valid

@@ -97,7 +97,8 @@ def test_everything_but_the_average_gets_a_gradient(batch):
         if name.startswith("average."):
             assert parameter.grad is None
         else:
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
     assert any(parameter.grad.any() for parameter in codec.codec.encoder.parameters())
 
 
@@ -108,7 +109,8 @@ def test_a_frozen_encoder_neither_learns_nor_drops():
     assert not any(parameter.requires_grad for parameter in codec.codec.encoder.parameters())
     assert not any(module.training for module in codec.codec.encoder.modules())
     assert not any(module.training for module in codec.average.modules())
-    assert codec.codec.quantizer.training and codec.codec.decoder.training
+    assert codec.codec.quantizer.training
+    assert codec.codec.decoder.training
 
 
 def test_the_average_follows_weights_and_statistics(batch):

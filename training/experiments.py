@@ -77,14 +77,18 @@ def run_folder(output: Path, variant: str, seed: int) -> Path:
 
 
 def train(speech: Path, output: Path, variant: str, seed: int, steps: int) -> None:
-    """Train one variant in a process of its own, on one thread, unless it is trained already."""
-    folder = run_folder(output, variant, seed)
+    """Train one variant of Stage 1, unless it is trained already."""
+    changes = [f"model.overrides.{key}={json.dumps(value)}" for key, value in VARIANTS[variant].items()]
+    changes += [f"data.sources=[{speech}]", f"run.seed={seed}", f"run.max_steps={steps}"]
+    run_script("training.pretrain_encoder", CONFIG, run_folder(output, variant, seed), changes)
+
+
+def run_script(module: str, config: Path, folder: Path, changes: Sequence[str]) -> None:
+    """Train into a folder in a process of its own, on one thread, unless the folder holds a trained model already."""
     if (folder / "model").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    changes = [f"model.overrides.{key}={json.dumps(value)}" for key, value in VARIANTS[variant].items()]
-    command = [sys.executable, "-m", "training.pretrain_encoder", str(CONFIG), f"data.sources=[{speech}]"]
-    command += [f"run.output={folder}", f"run.seed={seed}", f"run.max_steps={steps}", *changes]
+    command = [sys.executable, "-m", module, str(config), f"run.output={folder}", *changes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **KEEP_MEMORY}
     with open(folder / "log.txt", "a") as log:
         subprocess.run(command, stdout=log, stderr=log, env=environment, check=True)
@@ -165,11 +169,6 @@ def spread_table(figures: dict[str, list[dict[str, float]]], title: str) -> str:
             [name, *(f"{cell.mean():.3f}" + (f" ± {np.ptp(cell) / 2:.3f}" if len(cell) > 1 else "") for cell in cells)]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _mean_and_spread(values: list[float]) -> str:
-    spread = f" ± {np.ptp(values) / 2:.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
 
 
 def draw_curves(output: Path, seeds: Sequence[int], path: Path) -> None:

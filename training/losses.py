@@ -335,3 +335,14 @@ def discriminator_loss(real_scores: Sequence[Tensor], generated_scores: Sequence
     """Squared distance of the scores from 1 for real audio, from 0 for generated audio, summed. Source: eq. 28."""
     generated = torch.stack([score.float().square().mean() for score in generated_scores]).sum()
     return generator_adversarial_loss(real_scores) + generated
+
+
+def utilization_loss(normalized: Tensor, frame_mask: Tensor, levels: Sequence[int]) -> Tensor:
+    """One less the relative entropy of each digit's mean soft assignment to its levels. Not in the paper."""
+    bounded = torch.tanh(normalized.float()[frame_mask])
+    losses = []
+    for dimension, level in enumerate(levels):
+        values = (2.0 * torch.arange(level, device=bounded.device) - level + 1.0) / level
+        share = torch.softmax(-((bounded[:, dimension, None] - values) ** 2) * level**2, dim=-1).mean(dim=0)
+        losses.append(1.0 + (share * share.clamp(min=1e-8).log()).sum() / math.log(level))
+    return torch.stack(losses).mean()

@@ -33,6 +33,7 @@ from .losses import (
     patch_loss,
     shape_bandwidth,
     stft_losses,
+    utilization_loss,
     waveform_loss,
 )
 from .quality import PESQ_MISSING
@@ -222,6 +223,7 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
         "spectral_convergence": weights.stft,
         "log_magnitude": weights.stft,
         "mel": weights.mel,
+        "utilization": weights.utilization,
         "patches_latents": weights.patches,
         "patches_quantized": weights.patches,
         "adversarial": weights.adversarial,
@@ -245,6 +247,8 @@ def reconstruction_losses(
         losses |= stft_losses(*spectral)
     if weights.mel > 0.0:
         losses["mel"] = mel_loss(*spectral)
+    if weights.utilization > 0.0:
+        losses["utilization"] = utilization_loss(result.normalized, result.frame_mask, config.model_config().levels)
     for name, predicted in result.predicted.items():
         losses[f"patches_{name}"] = patch_loss(
             predicted, result.patches, result.frame_mask, PATCH_BANDS, sampling_rate, bandwidth_hz, gain

@@ -106,6 +106,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderStage", "ConformerBlock", "DecoderStage"]
     _supports_sdpa = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["quantizer"]  # its running statistics
     # One checkpoint serves all classes, each of which takes its parts.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^predictor\.", r"^target_encoder\.", r"^mask_token$"]
 

@@ -36,6 +36,15 @@ class FiniteScalarQuantizer(nn.Module):
             self.register_buffer("running_mean", torch.zeros(len(self.levels)))
             self.register_buffer("running_var", torch.ones(len(self.levels)))
 
+    def _apply(self, fn, recurse=True):
+        """Move as any module, but stay in float32: rounded statistics would change digits."""
+        kept = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, moved in list(self.named_buffers()):
+            if moved.dtype != kept[name].dtype:
+                setattr(self, name, kept[name].to(moved.device))
+        return self
+
     def _radices(self, device: torch.device) -> Tensor:
         # Made on use: a buffer outside the checkpoint would come back as zeros from `from_pretrained`.
         return torch.tensor(self.levels, dtype=torch.float32, device=device)
@@ -53,8 +62,8 @@ class FiniteScalarQuantizer(nn.Module):
             raise ValueError(f"training needs at least 2 frames in a batch to normalize latents, got {len(valid)}")
         valid = F.batch_norm(
             valid,
-            self.running_mean.float(),
-            self.running_var.float(),
+            self.running_mean,
+            self.running_var,
             training=self.training,
             momentum=STATISTICS_MOMENTUM,
         )

@@ -12,7 +12,7 @@ HOP = 60
 
 def make(**options):
     torch.manual_seed(0)
-    config = JepaDaamConfig(**TINY, hidden_dropout=0.0, attention_dropout=0.0)
+    config = JepaDaamConfig(**TINY | {"chunk_frames": 20, "hidden_dropout": 0.0, "attention_dropout": 0.0})
     return CodecForTraining(JepaDaamModel(config), **options)
 
 

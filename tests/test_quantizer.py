@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
 from tests import reference
+from tests.conftest import TINY
 
 LEVEL = st.integers(2, 12)
 
@@ -130,3 +132,16 @@ def test_in_evaluation_a_frames_digits_depend_on_nothing_but_the_frame():
 def test_one_frame_is_too_few_to_normalize_in_training():
     with pytest.raises(ValueError, match="at least 2 frames in a batch to normalize latents, got 1"):
         normalizing()(torch.randn(1, 1, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_stay_float32_in_a_model_of_another_dtype(tmp_path, dtype):
+    torch.manual_seed(0)
+    model = JepaDaamModel(JepaDaamConfig(**TINY)).eval()
+    model.quantizer.running_mean.normal_()
+    mean = model.quantizer.running_mean.clone()
+    model.save_pretrained(tmp_path)
+    for other in (JepaDaamModel.from_pretrained(tmp_path, dtype=dtype), model.to(dtype)):
+        assert other.dtype == dtype
+        assert torch.equal(other.quantizer.running_mean, mean)
+        assert other.encode(torch.zeros(1, 1, 600)).audio_codes.shape[-1] == 10

@@ -33,9 +33,23 @@ def ours(name: str) -> Callable[[], JepaDaamModel]:
     return lambda: JepaDaamModel(JepaDaamConfig.from_pretrained(HUB_CONFIGS / name))
 
 
+def with_inverse_stft(name: str, stages: int = 2) -> Callable[[], JepaDaamModel]:
+    """The same, but for the decoder's last stages."""
+
+    def make() -> JepaDaamModel:
+        values = JepaDaamConfig.from_pretrained(HUB_CONFIGS / name).to_dict()
+        for key in ("decoder_channels", "decoder_kernel_sizes"):
+            values[key] = values[key][:-stages]
+        return JepaDaamModel(JepaDaamConfig(**values | {"decoder_istft_stages": stages}))
+
+    return make
+
+
 MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "jepa-daam-24khz": ours("jepa-daam-24khz"),
+    "jepa-daam-24khz, inverse STFT": with_inverse_stft("jepa-daam-24khz"),
     "jepa-daam-24khz-fast": ours("jepa-daam-24khz-fast"),
+    "jepa-daam-24khz-fast, inverse STFT": with_inverse_stft("jepa-daam-24khz-fast"),
     "jepa-daam-24khz-nano": ours("jepa-daam-24khz-nano"),
     "MimiModel": lambda: MimiModel(MimiConfig()),
     "EncodecModel": lambda: EncodecModel(EncodecConfig()),
@@ -127,6 +141,9 @@ def main(seconds: float, rounds: int, threads: int) -> None:
         rounds_of_both = [zip(times[rival][d], times["jepa-daam-24khz-fast"][d], strict=True) for d in (0, 1)]
         ratios = [statistics.median(slow / quick for slow, quick in pairs) for pairs in rounds_of_both]
         print(f"jepa-daam-24khz-fast against {rival}: {ratios[0]:.2f} times in encoding, {ratios[1]:.2f} in decoding")
+    for name in ("jepa-daam-24khz", "jepa-daam-24khz-fast"):
+        pairs = zip(times[name][1], times[f"{name}, inverse STFT"][1], strict=True)
+        print(f"{name}: {statistics.median(slow / quick for slow, quick in pairs):.2f} times by an inverse STFT head")
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ class InverseStftHead(nn.Module):
         super().__init__()
         self.hop_length = hop_length
         self.fft_size = OVERLAP * hop_length
+        self.norm = nn.LayerNorm(channels)  # of each frame: without it, magnitudes can run away in training
         self.project = nn.Conv1d(channels, 2 * (self.fft_size // 2 + 1), kernel_size=1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Synthesize, in float32 at least, whatever the model's dtype.
+        """Predict a spectrogram, and synthesize it.
 
         Args:
             x: `(batch, channels, frames)`.
@@ -40,19 +41,33 @@ class InverseStftHead(nn.Module):
         Returns:
             `(batch, 1, frames * hop_length)`, in [-1, 1].
         """
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        log_magnitude, phase = self.project(x).to(dtype).chunk(2, dim=1)
-        with torch.autocast(x.device.type, enabled=False):
+        log_magnitude, phase = self.project(self.norm(x.transpose(1, 2)).transpose(1, 2)).chunk(2, dim=1)
+        return self.synthesize(log_magnitude, phase, mask).to(x.dtype)
+
+    def synthesize(self, log_magnitude: Tensor, phase: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Inverse STFT of a spectrogram, in float32 at least.
+
+        Args:
+            log_magnitude: `(batch, fft_size // 2 + 1, frames)`, natural logarithm.
+            phase: `(batch, fft_size // 2 + 1, frames)`, radians.
+            mask: `(batch, 1, frames)`, bool, valid frames; `None` if all are.
+
+        Returns:
+            `(batch, 1, frames * hop_length)`, in [-1, 1].
+        """
+        dtype, device = torch.promote_types(phase.dtype, torch.float32), phase.device
+        log_magnitude, phase = log_magnitude.to(dtype), phase.to(dtype)
+        with torch.autocast(device.type, enabled=False):
             magnitude = log_magnitude.clamp(*LOG_MAGNITUDE_RANGE).exp()
             spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-            window = torch.hann_window(self.fft_size, dtype=dtype, device=x.device)[:, None]
+            window = torch.hann_window(self.fft_size, dtype=dtype, device=device)[:, None]
             pieces = torch.fft.irfft(spectrum, n=self.fft_size, dim=1) * window
             valid = torch.ones_like(pieces[:1, :1]) if mask is None else mask.to(dtype)
             if mask is not None:
                 pieces = pieces * valid
             envelope = self._overlap_add(window.square() * valid)
             waveform = self._overlap_add(pieces) / envelope.clamp(min=1e-8)
-        return waveform.clamp(-1.0, 1.0).to(x.dtype)
+        return waveform.clamp(-1.0, 1.0)
 
     def _overlap_add(self, pieces: Tensor) -> Tensor:
         """`(batch, fft_size, frames)` -> `(batch, 1, frames * hop_length)`, each piece centred on its frame."""

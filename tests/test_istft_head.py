@@ -25,15 +25,11 @@ def spectrogram(waveform, hop, fft_size):
 
 def test_the_spectrogram_of_a_waveform_gives_the_waveform_back():
     """Ends included: there, fewer windows overlap."""
-    hop, channels = 16, 2 * 33
+    hop = 16
     waveform = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * hop)
-    magnitude, phase = spectrogram(waveform, hop, 4 * hop)
-    head = InverseStftHead(channels, hop).double()
-    torch.nn.init.eye_(head.project.weight[:, :, 0].detach())
-    head.project.weight.data[..., 0] = torch.eye(channels)
-    torch.nn.init.zeros_(head.project.bias)
-    features = torch.from_numpy(np.concatenate([np.log(magnitude + 1e-30), phase]))[None]
-    np.testing.assert_allclose(head(features)[0, 0].detach().numpy(), waveform, atol=1e-9)
+    magnitude, phase = (torch.from_numpy(part)[None] for part in spectrogram(waveform, hop, 4 * hop))
+    restored = InverseStftHead(6, hop).synthesize(magnitude.log(), phase)
+    np.testing.assert_allclose(restored[0, 0].numpy(), waveform, atol=1e-7)
 
 
 def test_it_clips_the_waveform_and_not_the_spectrum(head):

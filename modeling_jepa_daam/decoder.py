@@ -112,6 +112,8 @@ class HifiGanDecoder(nn.Module):
         if self.output_ratio > 1:
             x = self.istft_head(x, mask)
         else:
-            x = torch.tanh(self.output_conv(zero_padding(x, mask)))
+            with torch.autocast(x.device.type, enabled=False):  # 8 bits of a bfloat16 waveform would be noise
+                x = zero_padding(x, mask).to(self.output_conv.weight.dtype)
+                x = torch.tanh(self.output_conv(x))
         left, right = left * self.output_ratio, right * self.output_ratio
         return x[..., left : x.shape[-1] - right]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 OVERLAP = 4  # transforms that cover one sample
-LOG_MAGNITUDE_RANGE = (-20.0, math.log(100.0))  # beyond, `exp` and its gradient leave what float32 can hold
+MIN_LOG_MAGNITUDE = -20.0  # nothing to be heard, and far from where `exp` is 0 and has no gradient
 
 
 class InverseStftHead(nn.Module):
@@ -28,7 +28,6 @@ class InverseStftHead(nn.Module):
         super().__init__()
         self.hop_length = hop_length
         self.fft_size = OVERLAP * hop_length
-        self.norm = nn.LayerNorm(channels)  # of each frame: without it, magnitudes can run away in training
         self.project = nn.Conv1d(channels, 2 * (self.fft_size // 2 + 1), kernel_size=1)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -41,8 +40,8 @@ class InverseStftHead(nn.Module):
         Returns:
             `(batch, 1, frames * hop_length)`, in [-1, 1].
         """
-        log_magnitude, phase = self.project(self.norm(x.transpose(1, 2)).transpose(1, 2)).chunk(2, dim=1)
-        return self.synthesize(log_magnitude, phase, mask).to(x.dtype)
+        log_magnitude, phase = self.project(x).chunk(2, dim=1)
+        return self.synthesize(log_magnitude, phase, mask).to(self.project.weight.dtype)  # float32 under autocast
 
     def synthesize(self, log_magnitude: Tensor, phase: Tensor, mask: Tensor | None = None) -> Tensor:
         """Inverse STFT of a spectrogram, in float32 at least.
@@ -58,7 +57,8 @@ class InverseStftHead(nn.Module):
         dtype, device = torch.promote_types(phase.dtype, torch.float32), phase.device
         log_magnitude, phase = log_magnitude.to(dtype), phase.to(dtype)
         with torch.autocast(device.type, enabled=False):
-            magnitude = log_magnitude.clamp(*LOG_MAGNITUDE_RANGE).exp()
+            # No bin of a full-scale signal reaches the upper bound.
+            magnitude = log_magnitude.clamp(MIN_LOG_MAGNITUDE, math.log(self.fft_size)).exp()
             spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
             window = torch.hann_window(self.fft_size, dtype=dtype, device=device)[:, None]
             pieces = torch.fft.irfft(spectrum, n=self.fft_size, dim=1) * window

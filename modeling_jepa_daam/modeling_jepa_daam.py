@@ -192,6 +192,9 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
     It sees each recording whole, up to the length that memory allows; it was trained on at most 15 s at a time.
     """
 
+    _keys_to_ignore_on_load_unexpected = [
+        *(JepaDaamPreTrainedModel._keys_to_ignore_on_load_unexpected), r"^quantizer\."
+    ]  # fmt: skip
     _can_record_outputs = {
         "hidden_states": ConformerBlock,
         "attentions": ConformerAttention,

@@ -89,7 +89,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     """
 
     _auto_class = "AutoModelForPreTraining"
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^quantizer\."]
     # A checkpoint without a target encoder starts with a copy of its encoder.
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
 

@@ -21,7 +21,7 @@ class FiniteScalarQuantizer(nn.Module):
         levels: Number of values of each dimension.
         temperature: T.
         normalize: Whether to bring each dimension to mean 0 and variance 1 before eq. 12: over the valid frames of a
-            batch in training, by running statistics in evaluation.
+            batch in training (of a process, where there are several), by running statistics in evaluation.
     """
 
     running_mean: Tensor

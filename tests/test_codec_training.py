@@ -5,6 +5,7 @@ import torch
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from tests.conftest import TINY
+from tests.test_decoder import shorter
 from training.codec import PATCH_BANDS, CodecForTraining
 
 HOP = 60
@@ -113,15 +114,27 @@ def test_a_frozen_encoder_neither_learns_nor_drops():
     assert codec.codec.decoder.training
 
 
-def test_the_average_follows_weights_and_statistics(batch):
+def test_the_average_follows_weights_and_statistics_at_one_pace(batch):
     codec = make()
     old = [parameter.clone() for parameter in codec.average.parameters()]
-    run(codec, batch)  # moves the running statistics
+    run(codec, batch)
     with torch.no_grad():
+        latents = codec.codec.encoder(batch[0][:, None], torch.arange(20) < torch.tensor([[20], [13], [5]]))
+        valid = torch.cat([latents[0], latents[1, :13], latents[2, :5]])
         for parameter in codec.codec.parameters():
             parameter.add_(torch.randn_like(parameter))
     codec.update_average(0.9)
     for average, before, now in zip(codec.average.parameters(), old, codec.codec.parameters(), strict=True):
         torch.testing.assert_close(average, 0.9 * before + 0.1 * now)
-    assert codec.codec.quantizer.running_mean.any()
-    assert torch.equal(codec.average.quantizer.running_mean, codec.codec.quantizer.running_mean)
+    torch.testing.assert_close(codec.average.quantizer.running_mean, 0.1 * valid.mean(dim=0))
+    torch.testing.assert_close(codec.average.quantizer.running_var, 0.9 + 0.1 * valid.var(dim=0))
+
+
+@pytest.mark.parametrize("istft_stages", [0, 2])
+def test_the_waveform_is_float32_under_autocast(batch, istft_stages):
+    torch.manual_seed(0)
+    codec = CodecForTraining(JepaDaamModel(JepaDaamConfig(**shorter(istft_stages))))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = run(codec, batch, 6)
+    assert result.generated.dtype == torch.float32
+    assert not torch.equal(result.generated, result.generated.bfloat16().float())

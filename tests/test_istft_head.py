@@ -32,9 +32,20 @@ def test_the_spectrogram_of_a_waveform_gives_the_waveform_back():
     np.testing.assert_allclose(restored[0, 0].numpy(), waveform, atol=1e-7)
 
 
-def test_it_clips_the_waveform_and_not_the_spectrum(head):
-    head.project.bias.data[: head.fft_size // 2 + 1] = math.log(20.0)
-    waveform = head(torch.randn(1, 6, 30, dtype=torch.float64))
+def test_a_full_scale_tone_passes_and_can_still_be_learned():
+    hop = 320
+    tone = np.sin(2 * np.pi * 200 / 24000 * np.arange(20 * hop))
+    magnitude, phase = (torch.from_numpy(part)[None] for part in spectrogram(tone, hop, 4 * hop))
+    log_magnitude = magnitude.log().requires_grad_()
+    restored = InverseStftHead(6, hop).synthesize(log_magnitude, phase)
+    np.testing.assert_allclose(restored[0, 0].detach().numpy(), tone, atol=1e-6)
+    (0.5 * restored).square().sum().backward()
+    loudest = magnitude[0, :, 10].argmax()
+    assert log_magnitude.grad[0, loudest, 10].abs() > 1.0
+
+
+def test_it_clips_the_waveform(head):
+    waveform = head.synthesize(torch.full((1, 31, 30), math.log(20.0)), torch.randn(1, 31, 30))
     assert waveform.abs().max() == 1.0
     assert (waveform.abs() < 1.0).any()
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,16 +15,35 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
-from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamEncoderModel, JepaDaamModel
-from tests.conftest import ROOT
+from modeling_jepa_daam import (
+    JepaAudioTokenizer,
+    JepaDaamConfig,
+    JepaDaamEncoderModel,
+    JepaDaamForPreTraining,
+    JepaDaamModel,
+    make_untrained_checkpoint,
+)
+from tests.conftest import ROOT, TINY
 from tests.librilight import make_librilight
 from training import checkpointing
 from training.checkpointing import list_checkpoints, verify_checkpoint
 from training.config import CodecConfig, PretrainConfig, load_config
+from training.discriminators import Discriminators
 from training.pretrain_encoder import main as pretrain
 from training.reconstruction import fixed_clips, reconstruct
+from training.run import prepare_output
 from training.tracking import read_metrics
-from training.train_tokenizer import average_decay, clip_gradients, loss_weights, main, make_models, make_optimizers
+from training.train_tokenizer import (
+    adversarial_losses,
+    average_decay,
+    clip_gradients,
+    load_weights,
+    loss_weights,
+    main,
+    make_models,
+    make_optimizers,
+    train,
+)
 
 CONFIGS = ROOT / "training" / "configs"
 SMALL = (
@@ -279,17 +299,81 @@ def test_tensorboard_gets_sound_and_picture(librilight, tmp_path):
     assert "held_out/stoi" in events.Tags()["scalars"]
 
 
-def test_deepspeed_is_refused():
-    class State:
-        deepspeed_plugin = object()
+def launched(**state):
+    """As much of an Accelerator as is looked at first."""
+    return SimpleNamespace(
+        state=SimpleNamespace(deepspeed_plugin=state.get("plugin")), mixed_precision=state["precision"]
+    )
 
-    class Launched:
-        state = State()
 
-    from training.train_tokenizer import train
-
+def test_what_cannot_be_launched_is_refused(librilight, tmp_path):
+    config = config_of(librilight, tmp_path, "optim.accumulation_steps=2")
     with pytest.raises(ValueError, match="launch it without DeepSpeed"):
-        train(None, Launched())
+        train(config, launched(plugin=object(), precision="bf16"))
+    with pytest.raises(ValueError, match="`optim.accumulation_steps` must be 1 with float16"):
+        train(config, launched(precision="fp16"))
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    config = JepaDaamConfig(**TINY)
+    torch.manual_seed(0)
+    stage1 = JepaDaamForPreTraining(config)
+    stage1.save_pretrained(tmp_path / "stage1")
+    codec = load_weights(str(tmp_path / "stage1"), config)
+    assert same(codec.encoder.state_dict(), stage1.encoder.state_dict())
+    for change in ({"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"num_attention_heads": 4}):
+        with pytest.raises(
+            ValueError, match=f"does not fit `model.config`: its encoder has other .* {next(iter(change))}"
+        ):
+            load_weights(str(tmp_path / "stage1"), JepaDaamConfig(**TINY | change))
+    with pytest.raises(ValueError, match=r"`model.weights`: .*nowhere does not fit"):
+        load_weights(str(tmp_path / "nowhere"), config)
+    save_file({"other": torch.zeros(1)}, tmp_path / "stage1" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="weights of the encoder are missing, such as encoder."):
+        load_weights(str(tmp_path / "stage1"), config)
+
+
+def test_no_gradient_of_the_codecs_losses_reaches_the_discriminators():
+    torch.manual_seed(0)
+    discriminators = Discriminators((2,), 1, 1 / 64)
+    real, generated = torch.randn(2, 400), torch.randn(2, 400, requires_grad=True)
+    losses = adversarial_losses(discriminators, real, generated)
+    sum(losses.values()).backward()
+    assert set(losses) == {"adversarial", "feature_matching"}
+    assert generated.grad.any()
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in discriminators.parameters())
+
+
+def test_adversarial_losses_of_weight_0_are_left_out(librilight, tmp_path):
+    off = ["optim.discriminator_start=0", "losses.adversarial=0", "losses.feature_matching=0", "run.eval_clips=0"]
+    main(config_of(librilight, tmp_path, "run.max_steps=2", *off))
+    assert not any("adversarial" in key or "discriminators" in key for entry in figures(tmp_path) for key in entry)
+
+
+def test_the_clips_are_the_same_whatever_the_batches(librilight, tmp_path):
+    config = config_of(librilight, tmp_path, "run.max_steps=1")
+    prepare_output(config, tmp_path, fresh=True)
+    other = config_of(librilight, tmp_path, "data.batch_size=3", "data.segment_s=0.8", "data.min_segment_s=0.4")
+    one, two = fixed_clips(config, 24000), fixed_clips(other, 24000)
+    assert [clip.name for clip in one] == [clip.name for clip in two]
+    assert all(np.array_equal(a.samples, b.samples) for a, b in zip(one, two, strict=True))
+    assert all(clip.bandwidth_hz == 8000.0 for clip in one)
+    with pytest.raises(ValueError, match="`run.eval_clips` is 1000, but `data.held_out_share` = 0.4 leaves only"):
+        fixed_clips(config_of(librilight, tmp_path, "run.eval_clips=1000"), 24000)
+
+
+def test_a_trained_tokenizer_is_not_called_untrained(librilight, tmp_path):
+    make_untrained_checkpoint(
+        JepaDaamConfig.from_pretrained(ROOT / "hub_configs" / "jepa-daam-24khz-nano"), tmp_path / "u"
+    )
+    assert config_of(librilight, tmp_path, f"model.config={tmp_path / 'u'}").model_config().untrained_seed is None
+
+
+def test_the_folder_of_another_stage_is_refused(librilight, tmp_path):
+    smoke = [f"data.sources=[{librilight}]", f"run.output={tmp_path}", "run.max_steps=1", "run.save_every=1"]
+    pretrain(load_config(PretrainConfig, CONFIGS / "smoke.yaml", smoke))
+    with pytest.raises(ValueError, match="`run.output`: .* holds a run of another kind"):
+        main(config_of(librilight, tmp_path))
 
 
 def test_encoder_decoder_and_discriminators_have_rates_of_their_own(librilight, tmp_path):

@@ -114,6 +114,12 @@ def test_a_wrong_value_is_refused_by_name(write, override, message):
     ("override", "message"),
     [
         ("losses.l1=1", "unknown configuration keys: `losses.l1`; known here: waveform"),
+        ("losses={waveform: 0, stft: 0}", "one of waveform, stft and mel must be above 0"),
+        (
+            "data.min_segment_s=0.05",
+            "`data.min_segment_s` must be at least 0.1, or clips cannot be .*, got 0.05",
+        ),
+        ("optim.freeze_encoder=true", "`optim.freeze_encoder` needs `model.weights`"),
         ("losses.mel=-1", "`losses.mel` must be at least 0 and finite, got -1"),
         ("data.window_s=0", "`data.window_s` must be positive and finite, or null, got 0"),
         ("data.gain_above_bandwidth=2", "`data.gain_above_bandwidth` must lie in \\[0, 1\\], got 2"),

@@ -96,6 +96,21 @@ def test_the_speaker_comes_from_the_path_without_metadata(librilight, tmp_path):
     assert {row["speaker"] for row in rows} == {"533", "1688", "1998", "2414", "2609", "3005"}
 
 
+def test_a_recordings_bandwidth_is_half_its_rate_or_what_its_metadata_says(librilight, rows, tmp_path):
+    assert all(batch.bandwidth_hz.tolist() == [8000.0] * len(batch.lengths) for batch in stream(rows, max_epochs=1))
+    sound = next(iter(sorted(librilight.rglob("*.flac"))))
+    lines = [{"path": str(sound), "bandwidth_hz": limit, "speaker": str(limit)} for limit in (3400, 20000.0, None)]
+    for number, line in enumerate(lines):  # another file each: no recording may come twice
+        line["path"] = str(shutil.copy(sound, tmp_path / f"{number}.flac"))
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    listed = open_corpus(dataclasses.replace(SMALL, format="manifest", sources=(str(manifest),)))
+    assert [read_segment(row, 0, 3, RATE)[1] for row in listed] == [3400.0, 8000.0, 8000.0]
+    manifest.write_text(json.dumps({"path": str(sound), "bandwidth_hz": -1}))
+    with pytest.raises(ValueError, match="`bandwidth_hz` of .* must be a positive number, got -1"):
+        open_corpus(dataclasses.replace(SMALL, format="manifest", sources=(str(manifest),)))
+
+
 def test_segments_add_up_to_the_recording(librilight, rows):
     row = rows[0]
     original, rate = soundfile.read(librilight.parent / row["name"], dtype="float32")

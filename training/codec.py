@@ -49,7 +49,8 @@ class CodecForTraining(nn.Module):
     """Encoder, quantizer and decoder on windows, beside the moving average of all their weights.
 
     The encoder hears whole segments, as in use; a random window of the latents is decoded, with as many neighbouring
-    frames as it takes to make the very samples that decoding everything would make.
+    frames as it takes to make the very samples that decoding everything would make (but for gates of
+    `daam_in_decoder`, whose statistics are then the window's).
 
     Args:
         codec: To train.
@@ -64,6 +65,8 @@ class CodecForTraining(nn.Module):
         self.freeze_encoder = freeze_encoder
         codec.encoder.requires_grad_(not freeze_encoder)
         self.average = copy.deepcopy(codec).requires_grad_(False)
+        self.batch_mean = torch.zeros(self.config.hidden_size)  # of the latents of the last batch
+        self.batch_var = torch.ones(self.config.hidden_size)
         self.patch_steps = math.gcd(self.config.hop_length, PATCH_STEPS)
         self.patch_heads = nn.ModuleDict(
             {
@@ -83,11 +86,16 @@ class CodecForTraining(nn.Module):
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """After a step: move the average towards the weights; buffers are copied."""
+        """After a step: move the average towards the weights.
+
+        The statistics of its quantizer move at the same pace towards those of the last batch: the averaged encoder is
+        behind by some steps, and they have to be behind by as many.
+        """
         for average, current in zip(self.average.parameters(), self.codec.parameters(), strict=True):
             average.lerp_(current, 1.0 - decay)
-        for average_buffer, buffer in zip(self.average.buffers(), self.codec.buffers(), strict=True):
-            average_buffer.copy_(buffer)
+        if self.config.normalize_latents:
+            self.average.quantizer.running_mean.lerp_(self.batch_mean, 1.0 - decay)
+            self.average.quantizer.running_var.lerp_(self.batch_var, 1.0 - decay)
 
     def forward(
         self, samples: Tensor, lengths: Tensor, window_frames: int | None, generator: torch.Generator
@@ -108,6 +116,8 @@ class CodecForTraining(nn.Module):
         mask = None if bool(frame_mask.all()) else frame_mask
         latents = self.codec.encoder(samples[:, None], mask)
         quantized, indices, normalized = self.codec.quantizer.quantize(latents, mask)
+        if self.training:
+            self.batch_var, self.batch_mean = torch.var_mean(latents[frame_mask].detach().float(), dim=0)
 
         size = frames if window_frames is None else min(window_frames, frames)
         room = (segment_frames - size).clamp(min=0)

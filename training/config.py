@@ -17,6 +17,7 @@ from modeling_jepa_daam.configuration_jepa_daam import MAX_CHUNK_S
 from modeling_jepa_daam.files import replacing
 
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+MIN_EVALUATED_S = 0.1  # shorter clips have no quality figures
 BASE_KEY = "base"  # of a YAML file: the file that it changes
 
 
@@ -89,7 +90,8 @@ class CodecRunConfig(RunConfig):
 
     output: str = "runs/codec"
     max_steps: int = 29_000
-    eval_clips: int = 16  # segments of held-out speakers that are reconstructed, always the same
+    eval_clips: int = 16  # of held-out speakers, that are reconstructed, always the same; 0 for no evaluation
+    eval_clip_s: float = 10.0  # longest of them, seconds: longer recordings are cut
     logged_clips: int = 4  # of these: written as sound and picture
 
 
@@ -158,7 +160,7 @@ class TrainingConfig:
         source = Path(self.model.config)
         if not (source / "config.json").is_file():
             raise ValueError(f"`model.config` must be a folder with a config.json, got {self.model.config!r}")
-        values = JepaDaamConfig.from_pretrained(source).to_dict() | self.model.overrides
+        values = JepaDaamConfig.from_pretrained(source).to_dict() | {"untrained_seed": None} | self.model.overrides
         return JepaDaamConfig(**values)
 
 
@@ -239,7 +241,7 @@ class CodecConfig(TrainingConfig):
     }  # fmt: skip
     SHARES: ClassVar[tuple[str, ...]] = (*TrainingConfig.SHARES, "optim.average_decay")
     POSITIVE: ClassVar[tuple[str, ...]] = (
-        *TrainingConfig.POSITIVE, "optim.discriminator_learning_rate", "discriminators.width"
+        *TrainingConfig.POSITIVE, "optim.discriminator_learning_rate", "discriminators.width", "run.eval_clip_s"
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
         *TrainingConfig.NOT_NEGATIVE, *(f"losses.{item.name}" for item in dataclasses.fields(LossConfig))
@@ -257,6 +259,17 @@ class CodecConfig(TrainingConfig):
                 raise ValueError(f"`{key}` must be positive and finite, or null, got {self._value(key)}")
         if not 0.0 <= self.data.gain_above_bandwidth <= 1.0:
             raise ValueError(f"`data.gain_above_bandwidth` must lie in [0, 1], got {self.data.gain_above_bandwidth}")
+        if self.losses.waveform == self.losses.stft == self.losses.mel == 0.0:
+            raise ValueError("`losses`: one of waveform, stft and mel must be above 0, or the decoder learns nothing")
+        if self.data.min_segment_s < MIN_EVALUATED_S:
+            raise ValueError(
+                f"`data.min_segment_s` must be at least {MIN_EVALUATED_S}, or clips cannot be evaluated, "
+                f"got {self.data.min_segment_s}"
+            )
+        if self.optim.freeze_encoder and self.model.weights is None:
+            raise ValueError("`optim.freeze_encoder` needs `model.weights`: a random encoder would stay random")
+        if self.optim.freeze_encoder and self.optim.encoder_learning_rate is not None:
+            raise ValueError("`optim.freeze_encoder` and `optim.encoder_learning_rate` exclude each other")
         if not self.discriminators.periods and self.discriminators.num_scales == 0:
             raise ValueError("`discriminators` must have a period or a scale")
         if any(period < 1 for period in self.discriminators.periods):

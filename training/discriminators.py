@@ -143,7 +143,7 @@ class Discriminators(nn.Module):
         self.pool = nn.AvgPool1d(kernel_size=4, stride=2, padding=2)
 
     def forward(self, waveform: Tensor) -> DiscriminatorOutput:
-        """Judge waveforms of one length, which may be any; there is no mask, so all samples must be valid.
+        """Judge waveforms of one length, which may be any; there is no mask: silence after a short one is judged too.
 
         Args:
             waveform: `(batch, samples)`, in [-1, 1].

@@ -1,6 +1,5 @@
 """A fixed set of clips, reconstructed now and then during Stage 2: what comes back, and how good it is."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from modeling_jepa_daam import JepaDaamModel
 from modeling_jepa_daam.packing import group_vocabulary_sizes, unpack_frames
 
-from .config import CodecConfig
+from .config import CodecConfig, DataConfig
 from .data import BatchLoader
 from .quality import best_constant_mel_distance, mean_quality, reconstruction_quality, token_statistics
 from .recordings import open_corpus, read_rows, stream_recordings
@@ -33,27 +32,37 @@ class Clip:
 
 
 def fixed_clips(config: CodecConfig, sampling_rate: int) -> list[Clip]:
-    """The first `run.eval_clips` segments of held-out speakers, in an order that never changes.
+    """The first `run.eval_clips` segments of held-out speakers, in an order that no setting but the data's changes.
 
     Without held-out speakers they are of the recordings that are trained on.
+
+    Raises:
+        ValueError: If there are fewer.
     """
+    if config.run.eval_clips == 0:
+        return []
     dataset = config.data.format == "dataset"
     corpus = open_corpus(config.data) if dataset else read_rows(Path(config.run.output) / "recordings.jsonl")
     share = config.data.held_out_share
-    loader = BatchLoader(
-        stream_recordings(corpus, share, held_out=share > 0.0),
-        dataclasses.replace(config.data, num_workers=0),
-        sampling_rate,
-        EVALUATION_SEED,
-        max_epochs=1,
+    cut = DataConfig(
+        segment_s=config.run.eval_clip_s,
+        min_segment_s=min(config.data.min_segment_s, config.run.eval_clip_s / 2),
+        batch_size=1,
+        bucket_batches=1,
+        num_workers=0,
     )
-    clips: list[Clip] = []
-    for batch in loader.take(config.run.eval_clips):  # a batch has at least one segment
-        for row, length, limit, (name, index, _) in zip(
-            batch.samples, batch.lengths, batch.bandwidth_hz, batch.segments, strict=True
-        ):
-            clips.append(Clip(f"{name}#{index}", row[:length].numpy(), float(limit)))
-    return clips[: config.run.eval_clips]
+    held_out = stream_recordings(corpus, share, held_out=share > 0.0)
+    loader = BatchLoader(held_out, cut, sampling_rate, EVALUATION_SEED, max_epochs=1)
+    clips = []
+    for batch in loader.take(config.run.eval_clips):
+        name, index, _ = batch.segments[0]
+        clips.append(Clip(f"{name}#{index}", batch.samples[0].numpy(), float(batch.bandwidth_hz[0])))
+    if len(clips) < config.run.eval_clips:
+        raise ValueError(
+            f"`run.eval_clips` is {config.run.eval_clips}, but `data.held_out_share` = {share} leaves only "
+            f"{len(clips)} segments of at least {cut.min_segment_s} s to reconstruct: lower the one or raise the other"
+        )
+    return clips
 
 
 def reconstruct(codec: JepaDaamModel, samples: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:

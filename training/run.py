@@ -26,7 +26,8 @@ LISTING_TIMEOUT = timedelta(hours=2)  # of the other processes, while one lists 
 # What may change when a run goes on; all else would make another run of it.
 FREE_SETTINGS = (
     "data.max_unreadable_share", "run.output", "run.max_steps", "run.log_every", "run.eval_every", "run.eval_batches",
-    "run.eval_clips", "run.logged_clips", "run.save_every", "run.keep_checkpoints", "run.tracker", "run.progress",
+    "run.eval_clips", "run.eval_clip_s", "run.logged_clips", "run.save_every", "run.keep_checkpoints", "run.tracker",
+    "run.progress",
 )  # fmt: skip
 EVALUATION_SEED = 0  # of the order and the masks of held-out speech: the same in every evaluation of every run
 
@@ -79,7 +80,11 @@ def prepare_output(config: TrainingConfig, output: Path, fresh: bool) -> None:
     remove_half_written(output / "checkpoints")
     settings = output / "config.yaml"
     if not fresh and settings.exists():
-        changed = differences(load_config(type(config), settings), config, FREE_SETTINGS)
+        try:
+            before = load_config(type(config), settings)
+        except ValueError as error:
+            raise ValueError(f"`run.output`: {output} holds a run of another kind; take another folder") from error
+        changed = differences(before, config, FREE_SETTINGS)
         if changed:
             raise ValueError(
                 f"`run.output`: {output} holds a run with other settings; take another folder, or go on with its own. "

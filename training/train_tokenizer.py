@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from modeling_jepa_daam import JepaDaamModel
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint as save_model
 from modeling_jepa_daam.files import replacing
 
@@ -50,6 +50,13 @@ from .run import (
 )
 from .tracking import RunLog, SpeedMeter
 
+# What makes an encoder: weights of one with other values would load, in part or with another meaning.
+ENCODER_FIELDS = (
+    "sampling_rate", "downsampling_ratios", "encoder_channels", "encoder_residual_blocks", "encoder_kernel_sizes",
+    "residual_dilations", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "conv_kernel_size", "layer_norm_eps", "daam_num_gaussians", "daam_in_encoder", "daam_in_conformer",
+)  # fmt: skip
+
 
 def main(config: CodecConfig) -> Path:
     """Train, and return the folder of the trained tokenizer.
@@ -68,6 +75,9 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
     """The run itself; see `main`."""
     if accelerator.state.deepspeed_plugin is not None:
         raise ValueError("Stage 2 has two models, of which DeepSpeed takes one: launch it without DeepSpeed")
+    if accelerator.mixed_precision == "fp16" and config.optim.accumulation_steps > 1:
+        # A step of the discriminators may change the loss scale that half of the codec's gradients carry already.
+        raise ValueError("`optim.accumulation_steps` must be 1 with float16: launch with bfloat16")
     output = Path(config.run.output)
     checkpoints = output / "checkpoints"
     checkpoint = next(reversed(list_checkpoints(checkpoints)), None)
@@ -89,6 +99,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
     parts: dict[str, nn.Module] = {
         "encoder": codec.codec.encoder, "decoder": codec.codec.decoder, "heads": codec.patch_heads
     }  # fmt: skip
+    judged_at_all = weights["adversarial"] + weights["feature_matching"] > 0.0
     judging: dict[str, nn.Module] = {"discriminators": discriminators}
 
     step = 0  # optimizer steps done
@@ -110,7 +121,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
     batches = iter(training)
     codec.train()
     while step < config.run.max_steps:
-        adversarial = step >= config.optim.discriminator_start
+        adversarial = judged_at_all and step >= config.optim.discriminator_start
         for each, base in zip((optimizer, discriminator_optimizer), rates, strict=True):
             for group, learning_rate in zip(each.param_groups, base, strict=True):
                 group["lr"] = learning_rate * warmup(step, config.optim.warmup_steps)
@@ -184,15 +195,45 @@ def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators]:
     """The models to train, with weights drawn from the seed or loaded; alike in every process."""
     torch.manual_seed(config.run.seed)
     model_config = config.model_config()
-    if config.model.weights is None:
-        codec = JepaDaamModel(model_config)
-    else:  # of Stage 1, or of a codec
-        codec = JepaDaamModel.from_pretrained(config.model.weights, config=model_config, dtype=torch.float32)
+    if model_config.normalize_latents and config.data.min_segment_s * model_config.frame_rate <= 1.0:
+        raise ValueError(
+            f"`data.min_segment_s` must be more than a frame of {1.0 / model_config.frame_rate:g} s to normalize "
+            f"latents, got {config.data.min_segment_s}"
+        )
+    weights = config.model.weights
+    codec = JepaDaamModel(model_config) if weights is None else load_weights(weights, model_config)
     sizes = config.discriminators
     return (
         CodecForTraining(codec, config.optim.freeze_encoder, patch_heads=config.losses.patches > 0.0),
         Discriminators(sizes.periods, sizes.num_scales, sizes.width),
     )
+
+
+def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
+    """The codec that starts from a Stage 1 model, or from another codec.
+
+    Raises:
+        ValueError: If there is no model, or its encoder is another than the configuration's.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # Stage 1 has no decoder; no table has to say so
+    try:
+        theirs = JepaDaamConfig.from_pretrained(weights)
+        differing = [name for name in ENCODER_FIELDS if getattr(theirs, name) != getattr(config, name)]
+        if differing:
+            raise ValueError(f"its encoder has other values of {', '.join(differing)}")
+        loaded: Any = JepaDaamModel.from_pretrained(
+            weights, config=config, dtype=torch.float32, output_loading_info=True
+        )
+        codec, report = loaded
+        missing = [name for name in report["missing_keys"] if name.startswith("encoder.")]
+        if missing:
+            raise ValueError(f"{len(missing)} weights of the encoder are missing, such as {missing[0]}")
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ValueError(f"`model.weights`: {weights} does not fit `model.config`: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return codec
 
 
 def make_optimizers(

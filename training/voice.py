@@ -40,14 +40,16 @@ def unpack_voice(shards: Sequence[Path], voice: str, folder: Path, seconds: floa
     lines, unpacked = [], 0.0
     for shard in shards:
         with tarfile.open(shard) as tar:
-            for name in sorted(name for name in tar.getnames() if name.startswith(f"{voice}/")):
+            files = {member.name for member in tar if member.isfile() and member.name.startswith(f"{voice}/")}
+            for name in sorted(files):
                 if name.endswith(".json") or unpacked >= seconds:
                     continue
                 samples, rate = soundfile.read(io.BytesIO(_content(tar, name)), dtype="float32")
                 if CLIP_S[0] <= len(samples) / rate <= CLIP_S[1]:
                     clip = Path(name).with_suffix(".flac").name
                     soundfile.write(folder / clip, samples, rate)
-                    metadata = json.loads(_content(tar, Path(name).with_suffix(".json").as_posix()))
+                    sidecar = Path(name).with_suffix(".json").as_posix()
+                    metadata = json.loads(_content(tar, sidecar)) if sidecar in files else {}
                     lines.append(json.dumps({"path": clip, "bandwidth_hz": metadata.get("bandwidth_hz")}))
                     unpacked += len(samples) / rate
     if not lines:

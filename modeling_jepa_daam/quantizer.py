@@ -98,16 +98,6 @@ class FiniteScalarQuantizer(nn.Module):
         radices = self._radices(indices.device)
         return (2.0 * indices.float() - radices + 1.0) / radices
 
-    def quantize(self, latents: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`, and what was rounded, `(batch, frames, dimensions)`, float32, before eq. 12."""
-        with torch.autocast(latents.device.type, enabled=False):
-            normalized = self.normalized(latents, frame_mask)
-            indices = self.latents_to_indices(normalized.detach())
-            values = self.indices_to_values(indices)
-            # dL/dz_e = dL/dz_q: the sum is arranged so that the forward value is exactly the level's.
-            quantized = values + (normalized - normalized.detach())
-        return quantized.to(latents.dtype), indices, normalized
-
     def forward(self, latents: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Quantize, letting gradients through unchanged (straight-through, eq. 15).
 
@@ -119,4 +109,10 @@ class FiniteScalarQuantizer(nn.Module):
             The quantized latents, `(batch, frames, dimensions)` in the dtype of `latents`, and their indices,
             `(batch, frames, dimensions)`, int64.
         """
-        return self.quantize(latents, frame_mask)[:2]
+        with torch.autocast(latents.device.type, enabled=False):
+            normalized = self.normalized(latents, frame_mask)
+            indices = self.latents_to_indices(normalized.detach())
+            values = self.indices_to_values(indices)
+            # dL/dz_e = dL/dz_q: the sum is arranged so that the forward value is exactly the level's.
+            quantized = values + (normalized - normalized.detach())
+        return quantized.to(latents.dtype), indices

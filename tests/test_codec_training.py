@@ -1,12 +1,10 @@
-import math
-
 import pytest
 import torch
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from tests.conftest import TINY
 from tests.test_decoder import shorter
-from training.codec import PATCH_BANDS, CodecForTraining
+from training.codec import CodecForTraining
 
 HOP = 60
 
@@ -78,22 +76,10 @@ def test_the_generator_alone_chooses_the_window(codec, batch):
     assert not torch.equal(run(codec, batch, 4, seed=3).real, run(codec, batch, 4, seed=4).real)
 
 
-def test_patches_are_of_every_frame_and_without_their_mean(codec, batch):
-    result = run(codec, batch, 4)
-    steps = math.gcd(HOP, 40)
-    assert result.patches.shape == (3, 20, steps * PATCH_BANDS)
-    assert result.predicted["latents"].shape == result.predicted["quantized"].shape == result.patches.shape
-    valid = result.patches[result.frame_mask].unflatten(-1, (steps, PATCH_BANDS))
-    assert valid.mean(dim=(0, 1)).abs().max() < 1e-4
-    assert valid.std() > 0.1
-    assert result.frame_mask.sum(dim=1).tolist() == [20, 13, 5]
-    assert not run(make(patch_heads=False), batch).predicted
-
-
 def test_everything_but_the_average_gets_a_gradient(batch):
     codec = make()
     result = run(codec, batch, 6)
-    (result.generated.square().sum() + sum(predicted.sum() for predicted in result.predicted.values())).backward()
+    result.generated.square().sum().backward()
     for name, parameter in codec.named_parameters():
         if name.startswith("average."):
             assert parameter.grad is None

@@ -13,8 +13,6 @@ from training.losses import (
     generator_adversarial_loss,
     log_mel,
     mel_loss,
-    mel_patches,
-    patch_loss,
     shape_bandwidth,
     stft_losses,
     waveform_loss,
@@ -168,7 +166,6 @@ def test_no_gradient_reaches_the_real_side():
     generated, real = (x.requires_grad_() for x in (torch.ones(1, 600), torch.zeros(1, 600)))
     losses_ = [loss(generated, real, RATE) for loss in (waveform_only, spectral_convergence, log_magnitude, mel_loss)]
     total = sum(losses_) + feature_matching_loss([[real]], [[generated]])
-    total = total + patch_loss(generated[None], real[None], torch.ones(1, 1, dtype=torch.bool), 60, RATE)
     total.backward()
     assert real.grad is None
     assert generated.grad.abs().sum() > 0
@@ -340,21 +337,18 @@ def test_losses_are_float32_for_any_input(loss, dtype):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_everything_else_is_float32_too(dtype, autocast):
     x = torch.tensor(noise(2400), dtype=dtype)[None]
-    mask = torch.ones(1, 1, dtype=torch.bool)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        patches = mel_patches(x, 2400, 10, 80, RATE)
+        mel = log_mel(x, RATE, 512, 128, 40)
         values = [
-            patches,
-            log_mel(x, RATE, 512, 128, 40),
+            mel,
             shape_bandwidth(x, torch.tensor([8000.0]), RATE, 0.5),
             shape_bandwidth(x, torch.tensor([12000.0]), RATE, 0.5),
-            patch_loss(torch.zeros_like(patches, dtype=dtype), patches, mask, 80, RATE, torch.tensor([8000.0])),
             generator_adversarial_loss([x]),
             discriminator_loss([x], [x]),
             feature_matching_loss([[x]], [[x]]),
         ]
     assert [value.dtype for value in values] == [torch.float32] * len(values)
-    assert torch.equal(patches, mel_patches(x.float(), 2400, 10, 80, RATE))
+    assert torch.equal(mel, log_mel(x.float(), RATE, 512, 128, 40))
 
 
 def test_an_evaluation_before_training_does_not_spoil_the_caches():
@@ -391,61 +385,7 @@ def test_no_second_derivative():
 
 
 def test_bands_without_a_valid_bin_count_for_nothing():
-    """Below 50 Hz lies no bin of a short window, and some of 400 bands lie between two bins."""
+    """Below 50 Hz lies no bin of a short window."""
     generated, real = pair()
     for bandwidth in (None, torch.tensor([50.0])):
         assert mel_loss(generated, real, RATE, bandwidth_hz=bandwidth).isfinite()
-    empty = torch.tensor(~reference.triangles(1024, 400, RATE).any(axis=0))
-    assert 0 < empty.sum() < 400
-    mask = torch.ones(1, 1, dtype=torch.bool)
-    patches = torch.zeros(1, 1, 400)
-    assert patch_loss(empty.float()[None, None], patches, mask, 400, RATE) == 0.0
-    assert patch_loss(torch.ones_like(patches), patches, mask, 400, RATE).item() == pytest.approx(1.0)
-
-
-# -- patches
-
-
-def test_mel_patches_are_the_mel_steps_of_each_frame():
-    clips = np.stack([noise(19200), noise(19200, 1)])
-    patches = mel_patches(torch.tensor(clips), 9600, 40, 80, RATE)
-    assert patches.shape == (2, 2, 3200)
-    # Step 7 of the second frame is the 48th spectrum of the clip: its middle is 47.5 * 240 samples in.
-    clip = clips[1].astype(np.float64)
-    frame = clip[47 * 240 + 120 - 512 : 47 * 240 + 120 + 512] * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024))
-    mel = np.abs(np.fft.rfft(frame)) @ reference.triangles(1024, 80, RATE)
-    np.testing.assert_allclose(patches[1, 1, 7 * 80 : 8 * 80], np.log(mel), atol=1e-4)
-    slow = reference.log_mel(clips[0].astype(np.float64), RATE, 1024, 240, 80)
-    np.testing.assert_allclose(patches[0].reshape(80, 80), slow, atol=1e-4)
-
-
-def test_mel_patches_want_whole_frames():
-    with pytest.raises(ValueError, match="whole frames of 9600 samples.*got 9601"):
-        mel_patches(torch.zeros(1, 9601), 9600, 40, 80, RATE)
-    with pytest.raises(ValueError, match="7 whole steps"):
-        mel_patches(torch.zeros(1, 9600), 9600, 7, 80, RATE)
-
-
-def test_patch_loss_is_a_mean_over_valid_frames():
-    predicted, patches = torch.zeros(2, 2, 3 * 20), torch.zeros(2, 2, 3 * 20)
-    predicted[0, 0], predicted[0, 1], predicted[1, 0], predicted[1, 1] = 1.0, -4.0, 7.0, 1e6
-    mask = torch.tensor([[True, True], [True, False]])
-    assert patch_loss(predicted, patches, mask, 20, RATE).item() == pytest.approx((1 + 4 + 7) / 3)
-    with pytest.raises(ValueError, match="one shape"):
-        patch_loss(predicted[:1], patches, mask, 20, RATE)
-
-
-def test_patch_loss_weighs_bands_by_their_bandwidth():
-    """Two steps of 20 bands; an error of 1 in one band of one step costs half of that band's share."""
-    weights = reference.band_gains(1024, 20, RATE, 8000.0, 0.1)
-    assert weights[0] == pytest.approx(1.0)
-    assert weights[-1] == pytest.approx(0.1)
-    patches = torch.zeros(1, 1, 2 * 20)
-    mask = torch.ones(1, 1, dtype=torch.bool)
-    for band in (0, 10, 16, 17, 18, 19):
-        predicted = patches.clone()
-        predicted[0, 0, 20 + band] = 1.0
-        loss = patch_loss(predicted, patches, mask, 20, RATE, torch.tensor([8000.0]), 0.1)
-        assert loss.item() == pytest.approx(0.5 * weights[band] / weights.sum(), rel=1e-5)
-        full = patch_loss(predicted, patches, mask, 20, RATE, torch.tensor([12000.0]), 0.1)
-        assert full.item() == pytest.approx(0.5 / 20)

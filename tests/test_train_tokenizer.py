@@ -216,7 +216,6 @@ def test_going_on_with_every_piece_of_state_gives_the_very_same_weights(pieces):
         pytest.param(reset("model.safetensors", "codec.quantizer.running_mean"), id="running mean"),
         pytest.param(reset("model.safetensors", "codec.quantizer.running_var"), id="running variance"),
         pytest.param(reset("model.safetensors", "average."), id="moving average"),
-        pytest.param(reset("model.safetensors", "patch_heads."), id="patch heads"),
         pytest.param(reset("model_1.safetensors", "periods."), id="period discriminators"),
         pytest.param(reset("model_1.safetensors", "scales."), id="scale discriminators"),
         pytest.param(forget_moments("optimizer.bin"), id="optimizer of the codec"),
@@ -262,15 +261,14 @@ def test_it_starts_from_stage_1(librilight, tmp_path):
     assert not same(encoders[0], encoders[2])
 
 
-@pytest.mark.parametrize("options", [["data.window_s=null"], ["optim.accumulation_steps=2"], ["losses.patches=0"],
-                                     ["losses.mel=1"], ["data.held_out_share=0"]])  # fmt: skip
+@pytest.mark.parametrize("options", [["data.window_s=null"], ["optim.accumulation_steps=2"], ["losses.mel=1"],
+                                     ["data.held_out_share=0"]])  # fmt: skip
 def test_options_train_and_stay_finite(librilight, tmp_path, options):
     main(config_of(librilight, tmp_path, "run.max_steps=4", "run.eval_every=4", *options))
     last = figures(tmp_path)
     assert all(np.isfinite(value) for entry in last for value in entry.values())
     assert any(("seen/stoi" if "data.held_out_share=0" in options else "held_out/stoi") in entry for entry in last)
     assert any("loss/mel" in entry for entry in last) == ("losses.mel=1" in options)
-    assert any("loss/patches_latents" in entry for entry in last) == ("losses.patches=0" not in options)
 
 
 def test_bfloat16_trains_float32_weights(librilight, tmp_path, monkeypatch):

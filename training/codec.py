@@ -1,11 +1,10 @@
-"""The codec with what only its training needs: windows, the moving average of its weights, log-mel patch heads.
+"""The codec with what only its training needs: windows, and the moving average of its weights.
 
 Layout: latents `(batch, frames, dimensions)`, waveforms `(batch, samples)`.
 """
 
 import copy
-import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,35 +13,16 @@ from torch import Tensor, nn
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.framing import lengths_to_mask
 
-from .losses import mel_patches
 
-PATCH_STEPS = 40  # mel spectra of a patch: one each 10 ms at 2.5 frames a second
-PATCH_BANDS = 80
-
-
-@dataclass
-class CodecResult:
-    """A batch through the codec.
-
-    Args:
-        generated: `(batch, samples)`, the reconstructed window of each segment, zero after its end.
-        real: `(batch, samples)`, the same window of the segment itself.
-        lengths: `(batch,)`, int64, samples of each window.
-        patches: `(batch, frames, steps * bands)`, log-mel patches of all frames, less the mean of each band.
-        predicted: What the heads make of the `latents` and of the `quantized` ones, each as `patches`; or nothing.
-        frame_mask: `(batch, frames)`, bool, valid frames.
-        indices: `(batch, frames, dimensions)`, int64, the quantizer's digits.
-        normalized: `(batch, frames, dimensions)`, float32, what the quantizer bounds and rounds.
-    """
+class CodecResult(NamedTuple):
+    """A batch through the codec."""
 
     generated: Tensor
+    """`(batch, samples)`, float32, the reconstructed window of each segment, zero after its end."""
     real: Tensor
+    """`(batch, samples)`, the same window of the segment itself."""
     lengths: Tensor
-    patches: Tensor
-    predicted: dict[str, Tensor]
-    frame_mask: Tensor
-    indices: Tensor
-    normalized: Tensor
+    """`(batch,)`, int64, samples of each window."""
 
 
 class CodecForTraining(nn.Module):
@@ -55,10 +35,9 @@ class CodecForTraining(nn.Module):
     Args:
         codec: To train.
         freeze_encoder: Whether the encoder stays as it is.
-        patch_heads: Whether linear heads tell each frame's log-mel patch from its latents and from its digits.
     """
 
-    def __init__(self, codec: JepaDaamModel, freeze_encoder: bool = False, patch_heads: bool = True):
+    def __init__(self, codec: JepaDaamModel, freeze_encoder: bool = False):
         super().__init__()
         self.codec = codec
         self.config: JepaDaamConfig = codec.config
@@ -67,13 +46,6 @@ class CodecForTraining(nn.Module):
         self.average = copy.deepcopy(codec).requires_grad_(False)
         self.batch_mean = torch.zeros(self.config.hidden_size)  # of the latents of the last batch
         self.batch_var = torch.ones(self.config.hidden_size)
-        self.patch_steps = math.gcd(self.config.hop_length, PATCH_STEPS)
-        self.patch_heads = nn.ModuleDict(
-            {
-                name: nn.Linear(self.config.hidden_size, self.patch_steps * PATCH_BANDS)
-                for name in (("latents", "quantized") if patch_heads else ())
-            }
-        )
         self.train()
 
     def train(self, mode: bool = True):
@@ -115,7 +87,7 @@ class CodecForTraining(nn.Module):
         frame_mask = lengths_to_mask(segment_frames, frames)
         mask = None if bool(frame_mask.all()) else frame_mask
         latents = self.codec.encoder(samples[:, None], mask)
-        quantized, indices, normalized = self.codec.quantizer.quantize(latents, mask)
+        quantized, _ = self.codec.quantizer(latents, mask)
         if self.training:
             self.batch_var, self.batch_mean = torch.var_mean(latents[frame_mask].detach().float(), dim=0)
 
@@ -128,20 +100,7 @@ class CodecForTraining(nn.Module):
         inside = lengths_to_mask(window_lengths, size * hop)
         real = samples.gather(1, positions.clamp(max=samples.shape[-1] - 1)).masked_fill(~inside, 0.0)
 
-        patches = mel_patches(samples, hop, self.patch_steps, PATCH_BANDS, self.config.sampling_rate)
-        bands = patches.unflatten(-1, (-1, PATCH_BANDS))
-        mean = bands[frame_mask].mean(dim=(0, 1))  # left out, or the heads would be long in learning just that
-        heard = {"latents": normalized, "quantized": quantized}
-        return CodecResult(
-            generated=generated.float().masked_fill(~inside, 0.0),
-            real=real,
-            lengths=window_lengths,
-            patches=(bands - mean).flatten(-2),
-            predicted={name: head(heard[name]) for name, head in self.patch_heads.items()},
-            frame_mask=frame_mask,
-            indices=indices,
-            normalized=normalized,
-        )
+        return CodecResult(generated.float().masked_fill(~inside, 0.0), real, window_lengths)
 
     def decode_windows(self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int) -> Tensor:
         """The part of each waveform that belongs to `size` frames from `starts` on.

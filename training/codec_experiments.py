@@ -29,21 +29,18 @@ HIFI_GAN = (
     "model.overrides.decoder_channels=[256, 256, 256, 64, 16, 8]",
     "model.overrides.decoder_kernel_sizes=[[3, 7], [3, 7], [3], [3], [3]]",
 )
-NO_HEADS, NO_NORM = "losses.patches=0", "model.overrides.normalize_latents=false"
+NO_NORM = "model.overrides.normalize_latents=false"
 JEPA = "model.weights={stage1}"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "base": (),
     "no normalization": (NO_NORM,),
-    "no patch heads": (NO_HEADS,),
-    "neither": (NO_HEADS, NO_NORM),
     "JEPA start": (JEPA,),
     "JEPA start, encoder at a tenth of the rate": (JEPA, "optim.encoder_learning_rate=5e-5"),
     "JEPA start, encoder frozen": (JEPA, "optim.freeze_encoder=true"),
     "HiFi-GAN": HIFI_GAN,
-    "all as in the paper": (*HIFI_GAN, NO_HEADS, NO_NORM, "optim.learning_rate=1.5e-4", "optim.warmup_steps=0"),
+    "all as in the paper": (*HIFI_GAN, NO_NORM, "optim.learning_rate=1.5e-4", "optim.warmup_steps=0"),
     "DAAM in the decoder": ("model.overrides.daam_in_decoder=true",),
     "mel loss": ("losses.mel=2",),
-    "no normalization, utilization": (NO_NORM, "losses.utilization=1"),
     "windows of 1.6 s, batch of 8": ("data.window_s=1.6", "data.batch_size=8"),
     "segments of 1.6 s, batch of 8": ("data.segment_s=1.6", "data.batch_size=8"),
     "temperature 0.5": ("model.overrides.fsq_temperature=0.5",),

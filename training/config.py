@@ -213,8 +213,6 @@ class LossConfig:
     adversarial: float = 0.1  # eq. 25
     feature_matching: float = 0.1  # eq. 26
     mel: float = 0.0  # log-mel spectrograms of several resolutions; not in the paper
-    utilization: float = 0.0  # of the quantizer's levels; not in the paper
-    patches: float = 5.0  # log-mel patches that a linear head tells from latents and codes; not in the paper
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from modeling_jepa_daam.framing import lengths_to_mask, num_frames
 
 STFT_RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128), (256, 64), (128, 32))  # FFT size and hop, in samples
 MEL_RESOLUTIONS = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))  # FFT size and bands
-PATCH_FFT_SIZE = 1024  # samples
 POWER_FLOOR = 1e-8  # of an STFT bin: below the rounding of 16-bit audio, and near that of a float32 FFT of loud audio
 MEL_FLOOR = 1e-5  # of the magnitude of a mel band, as in the Descript codec
 SILENCE_RMS = 1e-2  # -40 dB of full scale: the spectral convergence of quieter clips is relative to this level
@@ -265,57 +264,6 @@ def log_mel(waveform: Tensor, sampling_rate: int, fft_size: int, hop_length: int
     return _log_mel(waveform, fft_size, hop_length, filters)
 
 
-def mel_patches(waveform: Tensor, frame_length: int, num_steps: int, num_bands: int, sampling_rate: int) -> Tensor:
-    """The log-mel spectrogram of each frame of the model, as one vector: step by step, the bands of a step together.
-
-    Args:
-        waveform: `(batch, samples)`, a whole number of frames.
-        frame_length: Samples of a frame of the model, a multiple of `num_steps`.
-        num_steps: Mel spectra in a frame; the first and the last are centred half a step inside it.
-        num_bands: Mel bands.
-
-    Returns:
-        `(batch, frames, num_steps * num_bands)`, float32.
-
-    Raises:
-        ValueError: If frames or steps do not divide evenly.
-    """
-    if waveform.shape[-1] % frame_length or frame_length % num_steps:
-        raise ValueError(
-            f"`waveform` must be whole frames of {frame_length} samples, and these {num_steps} whole steps, "
-            f"got {waveform.shape[-1]} samples"
-        )
-    mels = log_mel(waveform, sampling_rate, PATCH_FFT_SIZE, frame_length // num_steps, num_bands)
-    return mels.reshape(len(waveform), -1, num_steps * num_bands)
-
-
-def patch_loss(
-    predicted: Tensor,
-    patches: Tensor,
-    frame_mask: Tensor,
-    num_bands: int,
-    sampling_rate: int,
-    bandwidth_hz: Tensor | None = None,
-    gain_above: float = 0.0,
-) -> Tensor:
-    """Mean absolute difference of `mel_patches` over the valid frames, each band weighted by the mean of its gain.
-
-    Args:
-        predicted: `(batch, frames, steps * bands)`.
-        patches: `(batch, frames, steps * bands)`.
-        frame_mask: `(batch, frames)`, bool, true at valid frames.
-        num_bands: Mel bands of a step.
-    """
-    if predicted.shape != patches.shape:
-        shapes = f"{tuple(predicted.shape)} and {tuple(patches.shape)}"
-        raise ValueError(f"`predicted` and `patches` must have one shape, got {shapes}")
-    filters = _mel_filters(PATCH_FFT_SIZE, num_bands, sampling_rate, patches.device)
-    gain = _gain(patches, PATCH_FFT_SIZE, sampling_rate, bandwidth_hz, gain_above)
-    distance = (predicted.float() - patches.detach().float()).abs()
-    bands = distance.unflatten(-1, (-1, num_bands)).mean(dim=-2)  # (batch, frames, bands)
-    return _weighted_mean(bands, _scaled_filters(filters, gain)[1], frame_mask)
-
-
 def generator_adversarial_loss(scores: Sequence[Tensor]) -> Tensor:
     """Squared distance from 1 of the scores of generated audio, one tensor for each discriminator. Source: eq. 25."""
     return torch.stack([(score.float() - 1.0).square().mean() for score in scores]).sum()
@@ -335,14 +283,3 @@ def discriminator_loss(real_scores: Sequence[Tensor], generated_scores: Sequence
     """Squared distance of the scores from 1 for real audio, from 0 for generated audio, summed. Source: eq. 28."""
     generated = torch.stack([score.float().square().mean() for score in generated_scores]).sum()
     return generator_adversarial_loss(real_scores) + generated
-
-
-def utilization_loss(normalized: Tensor, frame_mask: Tensor, levels: Sequence[int]) -> Tensor:
-    """One less the relative entropy of each digit's mean soft assignment to its levels. Not in the paper."""
-    bounded = torch.tanh(normalized.float()[frame_mask])
-    losses = []
-    for dimension, level in enumerate(levels):
-        values = (2.0 * torch.arange(level, device=bounded.device) - level + 1.0) / level
-        share = torch.softmax(-((bounded[:, dimension, None] - values) ** 2) * level**2, dim=-1).mean(dim=0)
-        losses.append(1.0 + (share * share.clamp(min=1e-8).log()).sum() / math.log(level))
-    return torch.stack(losses).mean()

@@ -21,7 +21,7 @@ from modeling_jepa_daam.checkpoint import save_checkpoint as save_model
 from modeling_jepa_daam.files import replacing
 
 from .checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
-from .codec import PATCH_BANDS, CodecForTraining, CodecResult
+from .codec import CodecForTraining, CodecResult
 from .config import CodecConfig, flatten, load_config
 from .data import judge_unreadable
 from .discriminators import Discriminators
@@ -30,10 +30,8 @@ from .losses import (
     feature_matching_loss,
     generator_adversarial_loss,
     mel_loss,
-    patch_loss,
     shape_bandwidth,
     stft_losses,
-    utilization_loss,
     waveform_loss,
 )
 from .quality import PESQ_MISSING
@@ -96,9 +94,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
     window_s = config.data.window_s
     window_frames = None if window_s is None else max(1, round(window_s * codec.config.frame_rate))
     weights, max_norm = loss_weights(config), config.optim.max_grad_norm
-    parts: dict[str, nn.Module] = {
-        "encoder": codec.codec.encoder, "decoder": codec.codec.decoder, "heads": codec.patch_heads
-    }  # fmt: skip
+    parts: dict[str, nn.Module] = {"encoder": codec.codec.encoder, "decoder": codec.codec.decoder}
     judged_at_all = weights["adversarial"] + weights["feature_matching"] > 0.0
     judging: dict[str, nn.Module] = {"discriminators": discriminators}
 
@@ -145,9 +141,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
                     judged = discriminator_loss(*zip(*(score.chunk(2) for score in scores), strict=True))
                     accelerator.backward(judged)
                     if accelerator.sync_gradients:
-                        norms = clip_gradients(
-                            accelerator, discriminator_optimizer, judging, config.optim.max_grad_norm
-                        )
+                        norms = clip_gradients(accelerator, discriminator_optimizer, judging, max_norm)
                     discriminator_optimizer.step()
                     discriminator_optimizer.zero_grad()
                     losses |= adversarial_losses(accelerator.unwrap_model(judges), real, generated)
@@ -204,7 +198,7 @@ def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators]:
     codec = JepaDaamModel(model_config) if weights is None else load_weights(weights, model_config)
     sizes = config.discriminators
     return (
-        CodecForTraining(codec, config.optim.freeze_encoder, patch_heads=config.losses.patches > 0.0),
+        CodecForTraining(codec, config.optim.freeze_encoder),
         Discriminators(sizes.periods, sizes.num_scales, sizes.width),
     )
 
@@ -239,9 +233,9 @@ def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
 def make_optimizers(
     config: CodecConfig, codec: CodecForTraining, discriminators: Discriminators
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """AdamW of encoder, decoder and heads, and AdamW of the discriminators."""
+    """AdamW of encoder and decoder, and AdamW of the discriminators."""
     optim = config.optim
-    groups: list[dict[str, Any]] = [{"params": [*codec.codec.decoder.parameters(), *codec.patch_heads.parameters()]}]
+    groups: list[dict[str, Any]] = [{"params": list(codec.codec.decoder.parameters())}]
     if not optim.freeze_encoder:
         rate = optim.learning_rate if optim.encoder_learning_rate is None else optim.encoder_learning_rate
         groups.insert(0, {"params": list(codec.codec.encoder.parameters()), "lr": rate})
@@ -264,9 +258,6 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
         "spectral_convergence": weights.stft,
         "log_magnitude": weights.stft,
         "mel": weights.mel,
-        "utilization": weights.utilization,
-        "patches_latents": weights.patches,
-        "patches_quantized": weights.patches,
         "adversarial": weights.adversarial,
         "feature_matching": weights.feature_matching,
     }
@@ -288,12 +279,6 @@ def reconstruction_losses(
         losses |= stft_losses(*spectral)
     if weights.mel > 0.0:
         losses["mel"] = mel_loss(*spectral)
-    if weights.utilization > 0.0:
-        losses["utilization"] = utilization_loss(result.normalized, result.frame_mask, config.model_config().levels)
-    for name, predicted in result.predicted.items():
-        losses[f"patches_{name}"] = patch_loss(
-            predicted, result.patches, result.frame_mask, PATCH_BANDS, sampling_rate, bandwidth_hz, gain
-        )
     return losses
 
 

@@ -324,8 +324,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
             ValueError, match=f"does not fit `model.config`: its encoder has other .* {next(iter(change))}"
         ):
             load_weights(str(tmp_path / "stage1"), JepaDaamConfig(**TINY | change))
-    with pytest.raises(ValueError, match=r"`model.weights`: .*nowhere does not fit"):
-        load_weights(str(tmp_path / "nowhere"), config)
+    for wrong in ("nowhere", "."):
+        with pytest.raises(
+            ValueError, match=r"`model.weights` must be a folder with a config.json \(of a run: its `model`"
+        ):
+            load_weights(str(tmp_path / wrong), config)
     save_file({"other": torch.zeros(1)}, tmp_path / "stage1" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="weights of the encoder are missing, such as encoder."):
         load_weights(str(tmp_path / "stage1"), config)

@@ -189,7 +189,7 @@ class CodecDataConfig(DataConfig):
     """Recordings for Stage 2: of each segment the encoder hears all, and a window is decoded and judged."""
 
     batch_size: int = 8
-    window_s: float | None = 3.2  # longest window, seconds, in whole frames; null for all of the segment
+    window_s: float | None = 3.2  # longest window, seconds, rounded to frames, at least one; null for all
     gain_above_bandwidth: float = 0.1  # weight of losses above a recording's own bandwidth: 0 to 1
 
 

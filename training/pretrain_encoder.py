@@ -27,6 +27,7 @@ from .data import BatchLoader, SegmentBatch, judge_unreadable
 from .deepspeed_support import autocast, prepare_deepspeed
 from .run import (
     EVALUATION_SEED,
+    errors_as_messages,
     make_loader,
     mean_over_processes,
     prepare_output,
@@ -120,6 +121,7 @@ def train(config: PretrainConfig, accelerator: Accelerator) -> Path:
             stop_unless_finite(accelerator, step, result.loss, float(grad_norm))  # before it reaches a checkpoint
         if step % config.run.eval_every == 0 or last:
             log.write(step, evaluate(accelerator, jepa, held_out, config, log))
+            meter.restart()
         if step % config.run.save_every == 0 or last:
             save_checkpoint(accelerator, checkpoints, step, training.state_dict(), config.run.keep_checkpoints)
 
@@ -202,14 +204,11 @@ def command(
     ] = None,
 ) -> None:
     """Stage 1: train a JEPA encoder on speech."""
-    try:
+    transformers_logging.disable_progress_bar()  # of loading and saving
+    with errors_as_messages():
         settings = load_config(PretrainConfig, config, overrides or [])
         settings.model_config()
-    except (ValueError, FileNotFoundError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    transformers_logging.disable_progress_bar()  # of saving
-    trained = main(settings)
+        trained = main(settings)
     typer.echo(f"trained model: {trained}")
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import typer
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
@@ -33,6 +34,16 @@ EVALUATION_SEED = 0  # of the order and the masks of held-out speech: the same i
 
 
 Config = TypeVar("Config", bound=TrainingConfig)
+
+
+@contextlib.contextmanager
+def errors_as_messages() -> Iterator[None]:
+    """End a command with a message and exit code 2 where its settings or its folders are wrong."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
 
 
 def run_alone(config: Config, train: Callable[[Config, Accelerator], Path]) -> Path:

@@ -13,6 +13,7 @@ import soundfile
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from modeling_jepa_daam.files import replacing
 
@@ -56,7 +57,8 @@ class RunLog:
             MofNCompleteColumn(),
             BarColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            expand=True,
             console=self._console,
             disable=not (live and accelerator.is_main_process and self._console.is_terminal),
         )
@@ -150,9 +152,10 @@ class SpeedMeter:
     def __init__(self, sampling_rate: int, num_processes: int):
         self._samples_per_hour = 3600 * sampling_rate
         self._num_processes = num_processes
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Leave out what was measured since the last reading: an evaluation, say."""
         self._start, self._waited, self._samples, self._batches = time.perf_counter(), 0.0, 0, 0
 
     @contextlib.contextmanager
@@ -176,7 +179,7 @@ class SpeedMeter:
             "speed/audio_hours_per_hour": 3600 * hours / elapsed,
             "speed/data_wait_share": self._waited / elapsed,
         }
-        self._restart()
+        self.restart()
         return figures
 
 
@@ -186,7 +189,8 @@ def describe(metrics: dict[str, float]) -> str:
         "loss/predict": "loss {:.4f}",
         "loss/total": "loss {:.3f}",
         "held_out/mel_distance": "held-out mel distance {:.3f}",
-        "seen/mel_distance": "mel distance {:.3f}",
+        "held_out/mel_distance_of_constant": "of a constant {:.3f}",
+        "seen/mel_distance": "mel distance of clips trained on {:.3f}",
         "held_out/stoi": "STOI {:.3f}",
         "seen/stoi": "STOI {:.3f}",
         "tokens/digit_entropy_bits": "{:.2f} bits a digit",

@@ -37,6 +37,7 @@ from .losses import (
 from .quality import PESQ_MISSING
 from .reconstruction import evaluate, fixed_clips
 from .run import (
+    errors_as_messages,
     make_loader,
     mean_over_processes,
     prepare_output,
@@ -173,6 +174,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
             log.write(step, figures)
             log.reconstructions(step, clips[: config.run.logged_clips], reconstructions, rate)
             log.watch_digits(step, figures)
+            meter.restart()
         if step % config.run.save_every == 0 or last:
             save_checkpoint(accelerator, checkpoints, step, training.state_dict(), config.run.keep_checkpoints)
 
@@ -209,6 +211,11 @@ def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
     Raises:
         ValueError: If there is no model, or its encoder is another than the configuration's.
     """
+    local = Path(weights).exists() or weights.count("/") != 1  # else it may be a Hub id
+    if local and not (Path(weights) / "config.json").is_file():
+        raise ValueError(
+            f"`model.weights` must be a folder with a config.json (of a run: its `model`), or a Hub id, got {weights!r}"
+        )
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # Stage 1 has no decoder; no table has to say so
     try:
@@ -338,14 +345,11 @@ def command(
     ] = None,
 ) -> None:
     """Stage 2: train a speech tokenizer on speech."""
-    try:
+    transformers_logging.disable_progress_bar()  # of loading and saving
+    with errors_as_messages():
         settings = load_config(CodecConfig, config, overrides or [])
         settings.model_config()
-    except (ValueError, FileNotFoundError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from error
-    transformers_logging.disable_progress_bar()  # of saving
-    trained = main(settings)
+        trained = main(settings)
     typer.echo(f"trained tokenizer: {trained}")
 
 

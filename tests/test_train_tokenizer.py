@@ -378,11 +378,12 @@ def test_the_folder_of_another_stage_is_refused(librilight, tmp_path):
 
 
 def test_encoder_decoder_and_discriminators_have_rates_of_their_own(librilight, tmp_path):
-    config = config_of(librilight, tmp_path, "optim.encoder_learning_rate=1e-5")
+    rates = ["optim.encoder_learning_rate=1e-5", "optim.discriminator_learning_rate=2e-4"]
+    config = config_of(librilight, tmp_path, *rates)
     codec, discriminators = make_models(config)
     for_codec, for_discriminators = make_optimizers(config, codec, discriminators)
     assert [group["lr"] for group in for_codec.param_groups] == [1e-5, 1.5e-3]
-    assert [group["lr"] for group in for_discriminators.param_groups] == [0.75e-4]
+    assert [group["lr"] for group in for_discriminators.param_groups] == [2e-4]
     encoder = {id(parameter) for parameter in codec.codec.encoder.parameters()}
     assert {id(parameter) for parameter in for_codec.param_groups[0]["params"]} == encoder
     trained = [parameter for group in for_codec.param_groups for parameter in group["params"]]

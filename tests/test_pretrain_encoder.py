@@ -1,8 +1,5 @@
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -13,6 +10,7 @@ from transformers import AutoModelForPreTraining
 from modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamForPreTraining
 from tests.conftest import ROOT
 from tests.librilight import make_librilight
+from tests.training_runs import figures, finish, kill_after, start
 from training.checkpointing import list_checkpoints, verify_checkpoint
 from training.config import PretrainConfig, load_config
 from training.data import SegmentBatch, UnreadableRecordingsError
@@ -40,65 +38,26 @@ def config_of(librilight, output, *changes):
     return load_config(PretrainConfig, path, overrides)
 
 
-def losses(output):
-    """Every logged figure but the speed."""
-    entries = read_metrics(output / "metrics.jsonl")
-    return [{key: entry[key] for key in entry if not key.startswith("speed/")} for entry in entries]
-
-
 def weights(output):
     return load_file(list_checkpoints(output / "checkpoints")[-1] / "model.safetensors")
-
-
-def start(processes, arguments, **extra):
-    """Start a run in processes of its own, as a user does."""
-    launch = [sys.executable, "-m"]
-    if processes > 1:
-        launch += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    return subprocess.Popen(
-        [*launch, "training.pretrain_encoder", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", **extra},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
-
-
-def kill_after(process, output, num_entries):
-    """kill -9 all processes of a run as soon as it has logged so many entries."""
-    deadline = time.monotonic() + 200
-    while not (output / "metrics.jsonl").exists() or len(read_metrics(output / "metrics.jsonl")) < num_entries:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(librilight, tmp_path, processes):
     """kill -9 twice, with steps done since the last checkpoint, on 1 and 2 processes with 2 data workers each."""
     changes = ["run.max_steps=9", "run.save_every=4", "run.eval_every=3", "data.num_workers=2", "run.log_every=1"]
-    finish(start(processes, settings(librilight, tmp_path / "unbroken", *changes)))
+    finish(start("pretrain_encoder", processes, settings(librilight, tmp_path / "unbroken", *changes)))
     broken = settings(librilight, tmp_path / "broken", *changes)
     for num_entries in (6, 9):
-        kill_after(start(processes, broken), tmp_path / "broken", num_entries)
+        kill_after(start("pretrain_encoder", processes, broken), tmp_path / "broken", num_entries)
     assert len(list_checkpoints(tmp_path / "broken" / "checkpoints")) >= 1
-    assert "going on from" in finish(start(processes, broken))
+    assert "going on from" in finish(start("pretrain_encoder", processes, broken))
 
     for run in ("unbroken", "broken"):
         checkpoint = list_checkpoints(tmp_path / run / "checkpoints")[-1]
         assert verify_checkpoint(checkpoint)["world_size"] == processes
-    assert len(losses(tmp_path / "unbroken")) == 9 + 3
-    assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
+    assert len(figures(tmp_path / "unbroken")) == 9 + 3
+    assert figures(tmp_path / "broken") == figures(tmp_path / "unbroken")
     expected, resumed = weights(tmp_path / "unbroken"), weights(tmp_path / "broken")
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
@@ -154,7 +113,7 @@ def test_bfloat16_trains_float32_weights(librilight, tmp_path, monkeypatch):
     main(config_of(librilight, tmp_path / "full", "run.max_steps=12"))
     assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.float32}
     half, full = (
-        [e["loss/predict"] for e in losses(tmp_path / run) if "loss/predict" in e] for run in ("half", "full")
+        [e["loss/predict"] for e in figures(tmp_path / run) if "loss/predict" in e] for run in ("half", "full")
     )
     assert half != full
     assert half == pytest.approx(full, rel=0.05)
@@ -201,7 +160,7 @@ def test_unreadable_files_are_logged_and_too_many_end_the_run(librilight, tmp_pa
     main(config_of(small, tmp_path / "run", "data.max_unreadable_share=0.05", *options))
     said = capfd.readouterr().err
     assert all(f"warning: unreadable, left out: {path.relative_to(tmp_path)}: " in said for path in bad)
-    assert losses(tmp_path / "run")[-1]["data/unreadable"] == 3
+    assert figures(tmp_path / "run")[-1]["data/unreadable"] == 3
     with pytest.raises(UnreadableRecordingsError, match=r"3 of 12 recordings are unreadable, more than .* = 0.02"):
         main(config_of(small, tmp_path / "other", "data.max_unreadable_share=0.02", *options))
 
@@ -216,7 +175,7 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(librilight, tmp_path):
 
 
 def test_a_wrong_setting_ends_the_command_with_a_message(librilight, tmp_path):
-    process = start(1, settings(librilight, tmp_path, "optim.lr=1"))
+    process = start("pretrain_encoder", 1, settings(librilight, tmp_path, "optim.lr=1"))
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2
     assert "error: unknown configuration keys: `optim.lr`" in output
@@ -224,7 +183,7 @@ def test_a_wrong_setting_ends_the_command_with_a_message(librilight, tmp_path):
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(librilight, tmp_path):
-    process = start(2, settings(librilight, tmp_path), ACCELERATE_USE_CPU="false")
+    process = start("pretrain_encoder", 2, settings(librilight, tmp_path), ACCELERATE_USE_CPU="false")
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0
     assert "2 processes were started, but Accelerate knows of 1: it found no GPUs" in output

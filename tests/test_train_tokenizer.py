@@ -1,10 +1,5 @@
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +20,7 @@ from modeling_jepa_daam import (
 )
 from tests.conftest import ROOT, TINY
 from tests.librilight import make_librilight
+from tests.training_runs import figures, finish, kill_after, start
 from training import checkpointing
 from training.checkpointing import list_checkpoints, verify_checkpoint
 from training.config import CodecConfig, PretrainConfig, load_config
@@ -32,7 +28,6 @@ from training.discriminators import Discriminators
 from training.pretrain_encoder import main as pretrain
 from training.reconstruction import fixed_clips, reconstruct
 from training.run import prepare_output
-from training.tracking import read_metrics
 from training.train_tokenizer import (
     adversarial_losses,
     average_decay,
@@ -66,12 +61,6 @@ def config_of(librilight, output, *changes):
     return load_config(CodecConfig, path, overrides)
 
 
-def figures(output):
-    """Every logged figure but the speed."""
-    entries = read_metrics(output / "metrics.jsonl")
-    return [{key: entry[key] for key in entry if not key.startswith("speed/")} for entry in entries]
-
-
 def state(output):
     """All weights of the last checkpoint: the codec with its average, and the discriminators."""
     checkpoint = list_checkpoints(output / "checkpoints")[-1]
@@ -83,49 +72,16 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def start(processes, arguments):
-    """Start a run in processes of its own, as a user does."""
-    launch = [sys.executable, "-m"]
-    if processes > 1:
-        launch += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
-    return subprocess.Popen(
-        [*launch, "training.train_tokenizer", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
-
-
-def kill_after(process, output, num_entries):
-    """kill -9 all processes of a run as soon as it has logged so many entries."""
-    deadline = time.monotonic() + 200
-    while not (output / "metrics.jsonl").exists() or len(read_metrics(output / "metrics.jsonl")) < num_entries:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(librilight, tmp_path, processes):
     """kill -9 before and after the discriminators start, on 1 and 2 processes with a data worker each."""
     changes = ["run.max_steps=7", "run.save_every=2", "run.eval_every=3", "data.num_workers=1"]
     changes += ["optim.discriminator_start=3"]
-    finish(start(processes, settings(librilight, tmp_path / "unbroken", *changes)))
+    finish(start("train_tokenizer", processes, settings(librilight, tmp_path / "unbroken", *changes)))
     broken = settings(librilight, tmp_path / "broken", *changes)
     for num_entries in (3, 7):
-        kill_after(start(processes, broken), tmp_path / "broken", num_entries)
-    assert "going on from" in finish(start(processes, broken))
+        kill_after(start("train_tokenizer", processes, broken), tmp_path / "broken", num_entries)
+    assert "going on from" in finish(start("train_tokenizer", processes, broken))
 
     checkpoint = list_checkpoints(tmp_path / "broken" / "checkpoints")[-1]
     assert verify_checkpoint(checkpoint)["world_size"] == processes

@@ -6,32 +6,31 @@ Killed at any moment and started again with the same command, a run goes on as i
 of a step is a function of the seed, the step and the process, so that a checkpoint need not hold it.
 """
 
-import shutil
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
 from accelerate import Accelerator
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from modeling_jepa_daam import JepaDaamFeatureExtractor, JepaDaamForPreTraining
-from modeling_jepa_daam.files import replacing
 from modeling_jepa_daam.framing import lengths_to_mask
 
 from .checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from .collapse import SIGNS, collapse_signs
-from .config import PretrainConfig, flatten, load_config
+from .config import PretrainConfig, flatten
 from .data import BatchLoader, SegmentBatch, judge_unreadable
 from .deepspeed_support import autocast, prepare_deepspeed
 from .run import (
     EVALUATION_SEED,
-    errors_as_messages,
+    ConfigPath,
+    Overrides,
     make_loader,
     mean_over_processes,
     prepare_output,
+    replacing_model,
     run_alone,
+    run_command,
     seed_randomness,
     stop_unless_finite,
     sum_over_processes,
@@ -186,30 +185,18 @@ def evaluate(
 
 def save_trained(jepa: JepaDaamForPreTraining, folder: Path) -> None:
     """Save the model as transformers does, with its feature extractor."""
-    with replacing(folder) as temporary:
+    with replacing_model(folder) as temporary:
         jepa.save_pretrained(temporary)
         JepaDaamFeatureExtractor.from_config(jepa.config).save_pretrained(temporary)
-        if folder.exists():  # of a run that had fewer steps
-            shutil.rmtree(folder)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def command(
-    config: Annotated[Path, typer.Argument(help="YAML file; see training/configs/.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="section.key=value, as in optim.learning_rate=3e-4.")
-    ] = None,
-) -> None:
+def command(config: ConfigPath, overrides: Overrides = None) -> None:
     """Stage 1: train a JEPA encoder on speech."""
-    transformers_logging.disable_progress_bar()  # of loading and saving
-    with errors_as_messages():
-        settings = load_config(PretrainConfig, config, overrides or [])
-        settings.model_config()
-        trained = main(settings)
-    typer.echo(f"trained model: {trained}")
+    typer.echo(f"trained model: {run_command(PretrainConfig, config, overrides, main)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A fixed set of clips, reconstructed now and then during Stage 2: what comes back, and how good it is."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +11,7 @@ from modeling_jepa_daam.packing import group_vocabulary_sizes, unpack_frames
 from .config import CodecConfig, DataConfig
 from .data import BatchLoader
 from .quality import best_constant_mel_distance, mean_quality, reconstruction_quality, token_statistics
-from .recordings import open_corpus, read_rows, stream_recordings
-from .run import EVALUATION_SEED
+from .run import EVALUATION_SEED, run_recordings
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,6 @@ def fixed_clips(config: CodecConfig, sampling_rate: int) -> list[Clip]:
     """
     if config.run.eval_clips == 0:
         return []
-    dataset = config.data.format == "dataset"
-    corpus = open_corpus(config.data) if dataset else read_rows(Path(config.run.output) / "recordings.jsonl")
     share = config.data.held_out_share
     cut = DataConfig(
         segment_s=config.run.eval_clip_s,
@@ -51,8 +47,7 @@ def fixed_clips(config: CodecConfig, sampling_rate: int) -> list[Clip]:
         bucket_batches=1,
         num_workers=0,
     )
-    held_out = stream_recordings(corpus, share, held_out=share > 0.0)
-    loader = BatchLoader(held_out, cut, sampling_rate, EVALUATION_SEED, max_epochs=1)
+    loader = BatchLoader(run_recordings(config, share > 0.0), cut, sampling_rate, EVALUATION_SEED, max_epochs=1)
     clips = []
     for batch in loader.take(config.run.eval_clips):
         name, index, _ = batch.segments[0]

@@ -4,17 +4,20 @@ import contextlib
 import fcntl
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
 import typer
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from datasets import IterableDataset
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from modeling_jepa_daam.files import replacing
 
@@ -34,16 +37,29 @@ EVALUATION_SEED = 0  # of the order and the masks of held-out speech: the same i
 
 
 Config = TypeVar("Config", bound=TrainingConfig)
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file; see training/configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, as in optim.learning_rate=3e-4.")]
 
 
-@contextlib.contextmanager
-def errors_as_messages() -> Iterator[None]:
-    """End a command with a message and exit code 2 where its settings or its folders are wrong."""
+def run_command(kind: type[Config], path: Path, overrides: list[str] | None, main: Callable[[Config], Path]) -> Path:
+    """Train as a command does: wrong settings or folders end it with a message and exit code 2."""
+    transformers_logging.disable_progress_bar()  # of loading and saving
     try:
-        yield
+        settings = load_config(kind, path, overrides or [])
+        settings.model_config()
+        return main(settings)
     except (ValueError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
+
+
+@contextlib.contextmanager
+def replacing_model(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder`, also in place of the model of a run that had fewer steps."""
+    with replacing(folder) as temporary:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def run_alone(config: Config, train: Callable[[Config, Accelerator], Path]) -> Path:
@@ -116,12 +132,17 @@ def prepare_output(config: TrainingConfig, output: Path, fresh: bool) -> None:
             write_rows(rows, temporary)
 
 
-def make_loader(config: TrainingConfig, accelerator: Accelerator, sampling_rate: int, held_out: bool) -> BatchLoader:
-    """This process's batches: without end to train on, or once through the held-out speakers."""
+def run_recordings(config: TrainingConfig, held_out: bool) -> IterableDataset:
+    """The recordings of held-out speakers, or of all others, as the run has listed them."""
     dataset = config.data.format == "dataset"
     corpus = open_corpus(config.data) if dataset else read_rows(Path(config.run.output) / "recordings.jsonl")
+    return stream_recordings(corpus, config.data.held_out_share, held_out)
+
+
+def make_loader(config: TrainingConfig, accelerator: Accelerator, sampling_rate: int, held_out: bool) -> BatchLoader:
+    """This process's batches: without end to train on, or once through the held-out speakers."""
     return BatchLoader(
-        stream_recordings(corpus, config.data.held_out_share, held_out),
+        run_recordings(config, held_out),
         config.data,
         sampling_rate,
         seed=EVALUATION_SEED if held_out else config.run.seed,

@@ -6,9 +6,8 @@ Killed at any moment and started again with the same command, a run goes on as i
 evaluated and saved is the moving average of the weights.
 """
 
-import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -18,11 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint as save_model
-from modeling_jepa_daam.files import replacing
 
 from .checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from .codec import CodecForTraining, CodecResult
-from .config import CodecConfig, flatten, load_config
+from .config import CodecConfig, flatten
 from .data import judge_unreadable
 from .discriminators import Discriminators
 from .losses import (
@@ -37,11 +35,14 @@ from .losses import (
 from .quality import PESQ_MISSING
 from .reconstruction import evaluate, fixed_clips
 from .run import (
-    errors_as_messages,
+    ConfigPath,
+    Overrides,
     make_loader,
     mean_over_processes,
     prepare_output,
+    replacing_model,
     run_alone,
+    run_command,
     seed_randomness,
     stop_unless_finite,
     sum_over_processes,
@@ -328,29 +329,17 @@ def count(module: nn.Module) -> int:
 
 def save_trained(codec: JepaDaamModel, folder: Path) -> None:
     """Save the tokenizer as one folder from which all auto classes load."""
-    with replacing(folder) as temporary:
+    with replacing_model(folder) as temporary:
         save_model(codec, temporary)
-        if folder.exists():  # of a run that had fewer steps
-            shutil.rmtree(folder)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def command(
-    config: Annotated[Path, typer.Argument(help="YAML file; see training/configs/.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="section.key=value, as in optim.learning_rate=3e-4.")
-    ] = None,
-) -> None:
+def command(config: ConfigPath, overrides: Overrides = None) -> None:
     """Stage 2: train a speech tokenizer on speech."""
-    transformers_logging.disable_progress_bar()  # of loading and saving
-    with errors_as_messages():
-        settings = load_config(CodecConfig, config, overrides or [])
-        settings.model_config()
-        trained = main(settings)
-    typer.echo(f"trained tokenizer: {trained}")
+    typer.echo(f"trained tokenizer: {run_command(CodecConfig, config, overrides, main)}")
 
 
 if __name__ == "__main__":

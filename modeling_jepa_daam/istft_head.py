@@ -38,10 +38,14 @@ class InverseStftHead(nn.Module):
             mask: `(batch, 1, frames)`, bool, valid frames; `None` if all are.
 
         Returns:
-            `(batch, 1, frames * hop_length)`, in [-1, 1].
+            `(batch, 1, frames * hop_length)`, in [-1, 1]; in training mode not clipped. What is clipped has no gradient:
+            too loud once, it would stay so. For the same reason the bound of the magnitude is a soft one.
         """
         log_magnitude, phase = self.project(x).chunk(2, dim=1)
-        return self.synthesize(log_magnitude, phase, mask).to(self.project.weight.dtype)  # float32 under autocast
+        loudest = math.log(self.fft_size)  # no bin of a full-scale signal reaches it
+        log_magnitude = loudest - F.softplus(loudest - log_magnitude)
+        waveform = self.synthesize(log_magnitude, phase, mask).to(self.project.weight.dtype)  # float32 under autocast
+        return waveform if self.training else waveform.clamp(-1.0, 1.0)
 
     def synthesize(self, log_magnitude: Tensor, phase: Tensor, mask: Tensor | None = None) -> Tensor:
         """Inverse STFT of a spectrogram, in float32 at least.
@@ -52,13 +56,12 @@ class InverseStftHead(nn.Module):
             mask: `(batch, 1, frames)`, bool, valid frames; `None` if all are.
 
         Returns:
-            `(batch, 1, frames * hop_length)`, in [-1, 1].
+            `(batch, 1, frames * hop_length)`.
         """
         dtype, device = torch.promote_types(phase.dtype, torch.float32), phase.device
         log_magnitude, phase = log_magnitude.to(dtype), phase.to(dtype)
         with torch.autocast(device.type, enabled=False):
-            # No bin of a full-scale signal reaches the upper bound.
-            magnitude = log_magnitude.clamp(MIN_LOG_MAGNITUDE, math.log(self.fft_size)).exp()
+            magnitude = log_magnitude.clamp(min=MIN_LOG_MAGNITUDE).exp()
             spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
             window = torch.hann_window(self.fft_size, dtype=dtype, device=device)[:, None]
             pieces = torch.fft.irfft(spectrum, n=self.fft_size, dim=1) * window
@@ -66,8 +69,7 @@ class InverseStftHead(nn.Module):
             if mask is not None:
                 pieces = pieces * valid
             envelope = self._overlap_add(window.square() * valid)
-            waveform = self._overlap_add(pieces) / envelope.clamp(min=1e-8)
-        return waveform.clamp(-1.0, 1.0)
+            return self._overlap_add(pieces) / envelope.clamp(min=1e-8)
 
     def _overlap_add(self, pieces: Tensor) -> Tensor:
         """`(batch, fft_size, frames)` -> `(batch, 1, frames * hop_length)`, each piece centred on its frame."""

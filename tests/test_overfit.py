@@ -8,7 +8,7 @@ from training.config import CodecConfig, load_config
 from training.tracking import read_metrics
 from training.train_tokenizer import main
 
-STEPS = 500
+STEPS = 600
 
 
 @pytest.mark.slow

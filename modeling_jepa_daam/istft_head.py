@@ -38,8 +38,8 @@ class InverseStftHead(nn.Module):
             mask: `(batch, 1, frames)`, bool, valid frames; `None` if all are.
 
         Returns:
-            `(batch, 1, frames * hop_length)`, in [-1, 1]; in training mode not clipped. What is clipped has no gradient:
-            too loud once, it would stay so. For the same reason the bound of the magnitude is a soft one.
+            `(batch, 1, frames * hop_length)`, in [-1, 1]; in training mode not clipped, for what is clipped has no
+            gradient: too loud once, it would stay so. For the same reason the magnitude's bound is a soft one.
         """
         log_magnitude, phase = self.project(x).chunk(2, dim=1)
         loudest = math.log(self.fft_size)  # no bin of a full-scale signal reaches it

@@ -1,6 +1,7 @@
 """Every codec of a comparison: as long and as late as the clip, and honest about its bits."""
 
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -150,7 +151,8 @@ def test_a_clip_gives_the_same_whatever_came_before(speech, spec):
     codec = make_codec(spec)
     first = codec.run(speech[:RATE], RATE)
     codec.run(noise(RATE), RATE)
-    for again in (codec.run(speech[:RATE], RATE), make_codec(spec).run(speech[:RATE], RATE)):
+    for same in (codec, make_codec(spec), pickle.loads(pickle.dumps(codec))):
+        again = same.run(speech[:RATE], RATE)
         np.testing.assert_array_equal(again.samples, first.samples)
         assert again.bits == first.bits
 

@@ -14,7 +14,7 @@ SPECS = {
     "codec2:MODE": "Codec2 at 700C, 1200, 1300, 1400, 1600, 2400 or 3200 bit/s, 8 kHz",
     "opus:KBPS": "Opus at a target of so many kbit/s, 6 to 256",
     "speex:KBPS": "wide-band Speex at so many kbit/s or less, from 3.95",
-    "mp3:KBPS": "LAME at so many kbit/s, 8 to 160",
+    "mp3:KBPS": "LAME at so many kbit/s: 8, 16, 24, 32, 40, 48, 56 or 64",
     "lyra:BPS:FOLDER": "Lyra v2 at 3200, 6000 or 9200 bit/s; the folder of its three tflite files",
     "folder:PATH[:BPS][:LAGms]": "reconstructions in files of the clips' names; their bit rate and lag (`with_lag`)",
 }

@@ -205,9 +205,9 @@ def compare(
             for direction in DIRECTIONS
         ]
         results: list[list[Measured]] = [[] for _ in tasks]
-        with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
-            steps = [(task, result) for _ in range(rounds) for task, result in zip(tasks, results, strict=True)]
-            for task, result in track(steps, "measuring", console=Console(stderr=True)):
+        steps = [(task, result) for _ in range(rounds) for task, result in zip(tasks, results, strict=True)]
+        for task, result in track(steps, "measuring", console=Console(stderr=True)):
+            with ProcessPoolExecutor(1, spawn) as pool:
                 result.append(pool.submit(measure, task).result())
     return [_row(task, result) for task, result in zip(tasks, results, strict=True)]
 

@@ -1,6 +1,6 @@
 """Peak memory of tokenizing a long recording from a file and turning it back into a file.
 
-    python benchmarks/memory.py [--model hub_configs/jepa-daam-24khz-fast] [--minutes 60]
+    python -m benchmarks.memory [--model hub_configs/jepa-daam-24khz-fast] [--minutes 60]
 
 Weights are random. Prints the process's peak resident memory in all, libraries and weights included.
 """
@@ -16,14 +16,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, make_untrained_checkpoint
+from training.timing import peak_resident_bytes
 
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
-
-
-def peak_resident_bytes() -> int:
-    """Peak resident memory of this process (Linux); `getrusage` would begin with the parent's."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def report(what: str, result: str, start: float) -> None:

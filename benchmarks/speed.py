@@ -1,6 +1,6 @@
 """Speed, work and memory of our configurations beside transformers' own codecs, in one run on one machine.
 
-    python benchmarks/speed.py [--seconds 12] [--rounds 5] [--threads N]
+    python -m benchmarks.speed [--seconds 12] [--rounds 5] [--threads N]
 
 Weights are random: they make no difference to speed. Every round times every model once, so that other load on the
 machine falls on all of them; medians are printed. Memory is the peak of a process of its own above what it used
@@ -11,22 +11,19 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from memory import peak_resident_bytes  # beside this file
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel, MimiConfig, MimiModel
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
+from training.timing import RIVALS, SAMPLING_RATE, encode, peak_resident_bytes, seconds_of
 
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
-SAMPLING_RATE = 24000
 
 
 def ours(name: str) -> Callable[[], JepaDaamModel]:
@@ -51,26 +48,14 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "jepa-daam-24khz-fast": ours("jepa-daam-24khz-fast"),
     "jepa-daam-24khz-fast, inverse STFT": with_inverse_stft("jepa-daam-24khz-fast"),
     "jepa-daam-24khz-nano": ours("jepa-daam-24khz-nano"),
-    "MimiModel": lambda: MimiModel(MimiConfig()),
-    "EncodecModel": lambda: EncodecModel(EncodecConfig()),
-    "DacModel 24 kHz": lambda: DacModel(DacConfig(sampling_rate=SAMPLING_RATE)),
+    **RIVALS,
 }
 
 
 def work(model: torch.nn.Module, audio: torch.Tensor) -> tuple[Callable, Callable]:
     """Encoding and decoding of one recording as calls without arguments."""
-    encoded = model.encode(audio)
-    if isinstance(model, EncodecModel):
-        return lambda: model.encode(audio), lambda: model.decode(encoded.audio_codes, encoded.audio_scales)
-    if isinstance(model, DacModel):
-        return lambda: model.encode(audio), lambda: model.decode(audio_codes=encoded.audio_codes)
-    return lambda: model.encode(audio), lambda: model.decode(encoded.audio_codes)
-
-
-def seconds_of(call: Callable) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    encoded = encode(model, audio)
+    return lambda: encode(model, audio), lambda: model.decode(**encoded)
 
 
 def flops_of(call: Callable) -> int:
@@ -87,7 +72,17 @@ def matmul_rate(size: int = 2048) -> float:
 
 def peak_bytes(name: str, seconds: float, threads: int) -> int:
     """Peak memory of making a model, encoding and decoding, in a process of its own."""
-    command = [sys.executable, __file__, "--memory-of", name, "--seconds", str(seconds), "--threads", str(threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.speed",
+        "--memory-of",
+        name,
+        "--seconds",
+        str(seconds),
+        "--threads",
+        str(threads),
+    ]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 

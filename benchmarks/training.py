@@ -18,13 +18,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.memory import peak_resident_bytes
 from modeling_jepa_daam.audio import Resampler, mix_down
 from tests.librilight import make_librilight
 from training.config import DataConfig, PretrainConfig, load_config
 from training.data import SegmentStream, open_sound
 from training.pretrain_encoder import main as pretrain
 from training.recordings import open_corpus, stream_recordings
+from training.timing import peak_resident_bytes
 from training.tracking import read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"

@@ -12,7 +12,7 @@ LIMIT_GB = 3.0
 
 
 def _peaks(model: str, minutes: float) -> list[float]:
-    command = [sys.executable, "benchmarks/memory.py", "--model", f"hub_configs/{model}", "--minutes", str(minutes)]
+    command = [sys.executable, "-m", "benchmarks.memory", "--model", f"hub_configs/{model}", "--minutes", str(minutes)]
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     print(output)
     return [float(peak) for peak in re.findall(r"([0-9.]+) GB", output)]

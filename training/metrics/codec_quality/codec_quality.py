@@ -8,10 +8,11 @@ import numpy as np
 
 from .alignment import constant_lag, remove_lag
 from .clip_quality import FIGURES, PESQ_MISSING, reconstruction_quality
+from .intelligibility import stoi_scores
+from .spectra import mr_stft_distance
 
-# What those import: evaluate brings along only the files that this one names.
-from .intelligibility import stoi_scores  # noqa: F401
-from .spectra import mr_stft_distance  # noqa: F401
+# The last two are imported because evaluate brings along only the files that this one names, not what those import.
+__all__ = ["CodecQuality", "mr_stft_distance", "stoi_scores"]
 
 _DESCRIPTION = """\
 Quality of reconstructed speech beside its originals: wide-band PESQ, STOI and ESTOI (computed at 16 and 10 kHz), SI-SDR

@@ -87,7 +87,7 @@ class TokenStatistics(evaluate.Metric):
     ) -> dict:
         if vocab_size is None:
             raise ValueError("`vocab_size` must be given: `compute(..., vocab_size=16384)`")
-        sizes = [vocab_size] * tokens_per_frame if isinstance(vocab_size, int) else list(vocab_size)
+        sizes = np.ravel(vocab_size).tolist() * (tokens_per_frame if np.ndim(vocab_size) == 0 else 1)
         if len(sizes) != tokens_per_frame:
             raise ValueError(f"`vocab_size` must have one number for each of {tokens_per_frame} places, got {sizes}")
         for number, clip in enumerate(predictions):
@@ -96,6 +96,8 @@ class TokenStatistics(evaluate.Metric):
                     f"`predictions[{number}]` must be whole frames of {tokens_per_frame} tokens, got {len(clip)} tokens"
                 )
         clips = [np.asarray(clip, np.int64).reshape(-1, tokens_per_frame) for clip in predictions]
+        if frame_rate is not None and not frame_rate > 0.0:
+            raise ValueError(f"`frame_rate` must be above 0, got {frame_rate}")
         if duration_s is None and frame_rate is not None:
             duration_s = sum(map(len, clips)) / frame_rate
         results: dict = token_statistics(clips, sizes, levels, group_size, duration_s)

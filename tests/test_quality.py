@@ -9,8 +9,11 @@ import soundfile
 import soxr
 import torch
 
-from modeling_jepa_daam.packing import group_vocabulary_sizes, pack_frames
-from training import quality
+from modeling_jepa_daam.packing import group_vocabulary_sizes, pack_frames, unpack_frames
+from training import losses
+from training.metrics.codec_quality import clip_quality, spectra
+from training.metrics.codec_quality.alignment import constant_lag, remove_lag
+from training.metrics.token_statistics.frame_statistics import place_statistics, unpack_digits
 from training.quality import (
     best_constant_mel_distance,
     mean_quality,
@@ -23,7 +26,8 @@ from training.quality import (
 from .conftest import ROOT, noise
 
 RATE = 24000
-FIGURES = {"stoi", "estoi", "mel_distance", "si_sdr_db"}
+DISTANCES = {"mel_distance", "mr_stft_distance"}
+FIGURES = {"stoi", "estoi", "si_sdr_db", *DISTANCES}
 
 
 @pytest.fixture
@@ -36,8 +40,8 @@ def test_a_perfect_copy_scores_the_best_there_is(speech):
     assert set(figures) >= FIGURES
     assert figures["stoi"] == pytest.approx(1.0, abs=1e-6)
     assert figures["estoi"] == pytest.approx(1.0, abs=1e-6)
-    assert figures["mel_distance"] == 0.0
-    assert figures["si_sdr_db"] == quality.MAX_SI_SDR_DB
+    assert figures["mel_distance"] == figures["mr_stft_distance"] == 0.0
+    assert figures["si_sdr_db"] == clip_quality.MAX_SI_SDR_DB
 
 
 def test_pesq_of_a_perfect_copy_and_of_noise(speech):
@@ -50,7 +54,7 @@ def test_every_figure_falls_as_noise_rises(speech):
     results = [reconstruction_quality(speech, speech + g * noise(len(speech)), RATE) for g in (0.003, 0.03, 0.3)]
     for key in set(results[0]):
         values = [result[key] for result in results]
-        assert values == sorted(values, reverse=key != "mel_distance")
+        assert values == sorted(values, reverse=key not in DISTANCES)
         assert len(set(values)) == 3
 
 
@@ -86,7 +90,7 @@ def test_si_sdr_of_orthogonal_noise_is_the_ratio_of_the_energies():
     step = 2 * np.pi * 440 / RATE
     expected = -20 * math.log10(math.tan(step - math.atan(0.1)))
     assert si_sdr_db(signal, signal + error, RATE) == pytest.approx(expected, abs=0.01)
-    assert si_sdr_db(signal, np.zeros(RATE), RATE) == -quality.MAX_SI_SDR_DB
+    assert si_sdr_db(signal, np.zeros(RATE), RATE) == -clip_quality.MAX_SI_SDR_DB
 
 
 @pytest.mark.parametrize("lag", [-480, -37, 0, 1, 480])
@@ -107,7 +111,7 @@ def test_polarity_matters_to_no_figure(speech):
 
 
 def test_the_mel_distance_of_half_the_amplitude_is_log_2(speech):
-    assert quality._log_mel(speech, RATE).shape == (math.ceil(len(speech) / 240), 80)
+    assert spectra.log_mel(speech, RATE).shape == (math.ceil(len(speech) / 240), 80)
     loud = speech + noise(len(speech))  # far from the floor in every band
     assert reconstruction_quality(loud, loud / 2, RATE)["mel_distance"] == pytest.approx(math.log(2), abs=1e-3)
 
@@ -124,33 +128,33 @@ def test_bands_above_the_bandwidth_do_not_count(speech):
 @pytest.mark.parametrize("frequency", [300.0, 1000.0, 3500.0, 9000.0])
 def test_band_centres_are_those_of_the_mel_spectrogram(frequency):
     tone = np.sin(2 * np.pi * frequency * np.arange(RATE) / RATE).astype(np.float32)
-    loudest = quality._log_mel(tone, RATE)[10:-10].mean(axis=0).argmax()
+    loudest = spectra.log_mel(tone, RATE)[10:-10].mean(axis=0).argmax()
     # Up to that band's centre, it counts; a bandwidth one step (about 1/20 octave) lower leaves it out.
-    assert quality._bands(RATE, frequency * 1.06 + 20)[loudest]
-    assert not quality._bands(RATE, frequency / 1.06 - 20)[loudest]
+    assert spectra.bands_below(RATE, frequency * 1.06 + 20)[loudest]
+    assert not spectra.bands_below(RATE, frequency / 1.06 - 20)[loudest]
 
 
 def test_figures_that_a_clip_does_not_have_are_left_out(speech):
     silence = np.zeros(RATE, np.float32)
-    assert reconstruction_quality(silence, speech[:RATE], RATE).keys() == {"mel_distance"}
-    assert reconstruction_quality(silence, silence, RATE) == {"mel_distance": 0.0}
+    assert reconstruction_quality(silence, speech[:RATE], RATE).keys() == DISTANCES
+    assert reconstruction_quality(silence, silence, RATE) == dict.fromkeys(DISTANCES, 0.0)
     lost = reconstruction_quality(speech, np.zeros_like(speech), RATE)
     assert lost.keys() == FIGURES
     assert lost["stoi"] == pytest.approx(0.0, abs=0.01)
-    assert lost["si_sdr_db"] == -quality.MAX_SI_SDR_DB
+    assert lost["si_sdr_db"] == -clip_quality.MAX_SI_SDR_DB
     click = np.zeros(RATE, np.float32)
     click[9] = 1.0
-    assert si_sdr_db(click, np.zeros(RATE), RATE) == -quality.MAX_SI_SDR_DB
+    assert si_sdr_db(click, np.zeros(RATE), RATE) == -clip_quality.MAX_SI_SDR_DB
     short = speech[RATE : RATE + 2400]
-    assert reconstruction_quality(short, short, RATE).keys() == {"mel_distance", "si_sdr_db"}
+    assert reconstruction_quality(short, short, RATE).keys() == {"si_sdr_db", *DISTANCES}
     mostly_silent = np.concatenate([short, np.zeros(RATE, np.float32)])
     assert "stoi" not in reconstruction_quality(mostly_silent, mostly_silent, RATE)
 
 
 def test_without_pesq_the_figure_is_absent_and_a_constant_says_so(speech, monkeypatch):
-    assert bool(quality.PESQ_MISSING) == (importlib.util.find_spec("pesq") is None)
+    assert bool(clip_quality.PESQ_MISSING) == (importlib.util.find_spec("pesq") is None)
     find_spec = importlib.util.find_spec
-    spec = importlib.util.spec_from_file_location("training.quality_without_pesq", quality.__file__)
+    spec = importlib.util.spec_from_file_location(f"{clip_quality.__package__}.without_pesq", clip_quality.__file__)
     without = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pesq" else find_spec(name))
     monkeypatch.setitem(sys.modules, "pesq", None)  # importing it fails
@@ -192,16 +196,16 @@ def test_a_clip_that_is_too_short_is_refused():
 
 
 def constant_distance(clips: list[np.ndarray], bands: list[np.ndarray], constant: np.ndarray) -> float:
-    spectra = [quality._log_mel(clip, RATE) for clip in clips]
-    return float(np.mean([np.abs(s - constant)[:, b].mean() for s, b in zip(spectra, bands, strict=True)]))
+    frames = [spectra.log_mel(clip, RATE) for clip in clips]
+    return float(np.mean([np.abs(s - constant)[:, b].mean() for s, b in zip(frames, bands, strict=True)]))
 
 
 @pytest.mark.parametrize("bandwidths", [None, [4000.0, None]])
 def test_no_other_constant_beats_the_best(speech, other_speech, bandwidths, rng):
     clips = [speech, other_speech]
-    bands = [quality._bands(RATE, limit) for limit in bandwidths or [None, None]]
+    bands = [spectra.bands_below(RATE, limit) for limit in bandwidths or [None, None]]
     best = best_constant_mel_distance(clips, RATE, bandwidths)
-    frames = np.concatenate([quality._log_mel(clip, RATE) for clip in clips])
+    frames = np.concatenate([spectra.log_mel(clip, RATE) for clip in clips])
     median = np.median(frames, axis=0)
     others = [median, frames.mean(axis=0), *(np.quantile(frames, q, axis=0) for q in (0.4, 0.45, 0.55, 0.6))]
     others += [median + rng.normal(scale=0.05, size=80) for _ in range(20)]
@@ -212,7 +216,7 @@ def test_no_other_constant_beats_the_best(speech, other_speech, bandwidths, rng)
 
 def test_the_best_constant_of_clips_of_one_length_is_the_median(speech):
     clips = [speech[:RATE], speech[RATE : 2 * RATE], speech[2 * RATE : 3 * RATE]]
-    median = np.median(np.concatenate([quality._log_mel(clip, RATE) for clip in clips]), axis=0)
+    median = np.median(np.concatenate([spectra.log_mel(clip, RATE) for clip in clips]), axis=0)
     expected = constant_distance(clips, [np.ones(80, bool)] * 3, median)
     assert best_constant_mel_distance(clips, RATE) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="zip"):
@@ -225,55 +229,196 @@ def test_a_figure_is_averaged_over_the_clips_that_have_it():
     assert mean_quality([]) == {}
 
 
-def test_token_statistics_of_a_hand_made_matrix():
-    levels = (4, 4, 4)
-    # Uniform, dead, and three times one value: 2 bits, 0 bits, 2 - 0.75 log2(3) bits.
-    indices = np.array([[0, 2, 1], [1, 2, 1], [2, 2, 1], [3, 2, 0]])
-    tokens = pack_frames(torch.tensor(indices), levels, 2)  # (2, 6, 10, 14) and (1, 1, 1, 0)
-    figures = token_statistics(indices, levels, tokens, group_vocabulary_sizes(levels, 2))
-    skewed = 2 - 0.75 * math.log2(3)
-    assert figures == pytest.approx(
-        {
-            "digit_entropy_bits": (2 + 0 + skewed) / 3,
-            "digit_entropy_bits_min": 0.0,
-            "digits_never_change": 1.0,
-            "digit_change_share": (3 + 0 + 1) / 9,
-            "token_entropy_bits": (2 + skewed) / 2,
-            "vocab_used_share": 4 / 16,
-        }
+@pytest.mark.parametrize("sampling_rate", [24000, 16000])
+def test_the_distances_are_those_of_the_training_losses(speech, sampling_rate):
+    decoded = speech + 0.01 * noise(len(speech))
+    sides = [torch.from_numpy(side)[None] for side in (decoded, speech)]
+    expected = losses.log_mel(sides[1], sampling_rate, spectra.FFT_SIZE, sampling_rate // 100, spectra.NUM_BANDS)[0]
+    difference = np.abs(spectra.log_mel(speech, sampling_rate) - expected.numpy())
+    assert difference.mean() < 1e-5
+    assert difference.max() < 5e-3  # the quietest bands are the rounding of a float32 FFT
+    terms = losses.stft_losses(*sides, sampling_rate)
+    distance = spectra.mr_stft_distance(speech, decoded, sampling_rate)
+    assert distance == pytest.approx(float(sum(terms.values())) / len(losses.STFT_RESOLUTIONS), rel=1e-4)
+    assert losses.STFT_RESOLUTIONS == spectra.STFT_RESOLUTIONS
+
+
+def test_what_lies_above_the_bandwidth_does_not_count_in_stft_distance(speech):
+    low = soxr.resample(soxr.resample(speech, RATE, 8000), 8000, RATE)[: len(speech)]
+    full, narrow = (spectra.mr_stft_distance(speech, low, RATE, limit) for limit in (None, 3000.0))
+    assert narrow < 0.15 < 0.5 < full
+
+
+def test_only_the_figures_asked_for_are_taken(speech):
+    assert reconstruction_quality(speech, speech, RATE, figures=["estoi"]).keys() == {"estoi"}
+    with pytest.raises(ValueError, match="`figures` must be among .* got loudness"):
+        reconstruction_quality(speech, speech, RATE, figures=["loudness"])
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[np.ndarray]:
+    """Five speakers, 24 kHz."""
+    files = sorted((ROOT / "tests" / "audio" / "librispeech").rglob("*.flac"))
+    return [soundfile.read(file, dtype="float32")[0] for file in files]
+
+
+def test_a_shuffled_pairing_is_clearly_worse(sentences):
+    decoded = [clip + 0.02 * noise(len(clip), seed) for seed, clip in enumerate(sentences)]
+    matched, shuffled = (
+        mean_quality(
+            [reconstruction_quality(a, remove_lag(b, 0, len(a)), RATE) for a, b in zip(sentences, other, strict=True)]
+        )
+        for other in (decoded, decoded[1:] + decoded[:1])
     )
+    assert matched["stoi"] > shuffled["stoi"] + 0.4
+    assert matched["estoi"] > shuffled["estoi"] + 0.4
+    assert matched["si_sdr_db"] > shuffled["si_sdr_db"] + 15
+    assert matched["mel_distance"] < shuffled["mel_distance"] - 0.4
+    assert matched["mr_stft_distance"] < shuffled["mr_stft_distance"] - 0.4
+    if "pesq" in matched:
+        assert matched["pesq"] > shuffled["pesq"] + 0.3
+
+
+def test_against_noise_every_figure_is_at_its_floor(speech):
+    floor = reconstruction_quality(speech, noise(len(speech)), RATE)
+    assert floor["stoi"] < 0.5  # its floor for stationary noise is not 0
+    assert floor["estoi"] < 0.1
+    assert floor["si_sdr_db"] < -25
+    assert floor["mel_distance"] > 2.5
+    assert floor["mr_stft_distance"] > 3
+
+
+@pytest.mark.parametrize("lag", [-700, -37, 0, 1, 350])
+def test_the_delay_of_a_codec_is_found_and_taken_away(sentences, lag):
+    late = [remove_lag(clip, -lag, len(clip)) for clip in sentences]
+    assert constant_lag(sentences, late, RATE) == lag
+    aligned = remove_lag(late[0], lag, len(late[0]))
+    np.testing.assert_array_equal(aligned[700:-700], sentences[0][700:-700])
+    assert len(aligned) == len(sentences[0])
+
+
+def test_the_delay_of_a_codec_that_does_not_keep_the_waveform_is_found_by_stoi(sentences, rng):
+    def vocoded(clip: np.ndarray) -> np.ndarray:  # the magnitudes of short-time spectra, with random phases
+        spectrum = torch.stft(torch.from_numpy(clip), 512, 128, window=torch.hann_window(512), return_complex=True)
+        phases = torch.from_numpy(rng.uniform(-np.pi, np.pi, spectrum.shape).astype(np.float32))
+        noisy = torch.polar(spectrum.abs(), phases)
+        return torch.istft(noisy, 512, 128, window=torch.hann_window(512), length=len(clip)).numpy()
+
+    late = [remove_lag(vocoded(clip), -480, len(clip)) for clip in sentences]
+    assert constant_lag(sentences, late, RATE) == pytest.approx(480, abs=90)  # within 4 ms
+
+
+LEVELS = (4, 4, 4)
+SIZES = [16, 4]
+
+
+def packed(*frames: list[int]) -> np.ndarray:
+    return pack_frames(torch.tensor(frames), LEVELS, 2).numpy()
+
+
+def test_token_statistics_of_a_hand_made_matrix():
+    # Uniform, dead, and three times one value: 2 bits, 0 bits, 2 - 0.75 log2(3) bits.
+    tokens = packed([0, 2, 1], [1, 2, 1], [2, 2, 1], [3, 2, 0])  # (2, 6, 10, 14) and (1, 1, 1, 0)
+    figures = token_statistics([tokens], SIZES, LEVELS, 2, duration_s=2.0)
+    skewed = 2 - 0.75 * math.log2(3)
+    # Of three pairs, each has a first of its own in the first digit; (1, 1) twice and (1, 0) once in the last.
+    given = math.log2(3) - 2 / 3
+    expected = {
+        "digit_entropy_bits": (2 + 0 + skewed) / 3,
+        "digit_entropy_bits_min": 0.0,
+        "digits_never_change": 1.0,
+        "digit_change_share": (3 + 0 + 1) / 9,
+        "digit_conditional_entropy_bits": given / 3,
+        "token_entropy_bits": (2 + skewed) / 2,
+        "token_conditional_entropy_bits": given / 2,
+        "token_repeat_share": 2 / 6,
+        "frame_repeat_share": 0.0,
+        "vocab_used_share": 4 / 16,
+        "bitrate_bps": 4 * 6 / 2,
+        "entropy_bitrate_bps": 4 * (2 + skewed) / 2,
+        "conditional_entropy_bitrate_bps": 4 * given / 2,
+    }
+    shuffled = {"token_conditional_entropy_bits_shuffled", "digit_conditional_entropy_bits_shuffled"}
+    assert figures.keys() == expected.keys() | shuffled
+    assert {key: figures[key] for key in expected} == pytest.approx(expected)
     assert all(type(value) is float for value in figures.values())
-    tensors = token_statistics(torch.tensor(indices), levels, tokens.numpy(), group_vocabulary_sizes(levels, 2))
-    assert tensors == figures
+    of_tokens = token_statistics([tokens], SIZES)
+    assert of_tokens == {key: figures[key] for key in of_tokens}
+    assert not any(key.startswith("digit") or key.endswith("bps") for key in of_tokens)
+
+
+def test_the_frame_before_is_never_one_of_another_clip():
+    one, other = packed([0, 0, 0], [0, 0, 0]), packed([3, 3, 3], [3, 3, 3])
+    figures = token_statistics([one, other], SIZES, LEVELS, 2)
+    assert figures["frame_repeat_share"] == figures["token_repeat_share"] == 1.0
+    assert figures["digit_change_share"] == 0.0
+    assert figures["digit_entropy_bits"] == 1.0
+    assert figures["digit_conditional_entropy_bits"] == 0.0
+    joined = token_statistics([np.concatenate([one, other])], SIZES, LEVELS, 2)
+    assert joined["digit_change_share"] == pytest.approx(1 / 3)
+    singles = token_statistics([one[:1], other[:1]], SIZES, LEVELS, 2)
+    assert not any("repeat" in key or "change_share" in key or "conditional" in key for key in singles)
+
+
+def test_what_the_frame_before_tells_is_the_difference_from_shuffled_frames(rng):
+    # A digit that stays with probability 0.7, else is drawn anew: H = 2, H given the one before = 1.2 bits or so.
+    clips = []
+    for _ in range(4):
+        digits = rng.integers(0, 4, (300, 3))
+        for frame in range(1, 300):
+            stays = rng.random(3) < 0.7
+            digits[frame, stays] = digits[frame - 1, stays]
+        clips.append(packed(*digits.tolist()))
+    stay, leave = 0.7 + 0.3 / 4, 0.3 / 4
+    given = -stay * math.log2(stay) - 3 * leave * math.log2(leave)
+    figures = token_statistics(clips, SIZES, LEVELS, 2)
+    assert figures["digit_conditional_entropy_bits"] == pytest.approx(given, abs=0.05)
+    assert figures["digit_conditional_entropy_bits_shuffled"] == pytest.approx(2.0, abs=0.02)
+    # Independent digits: nothing is told, and the difference says so even where counts are too few for the entropies.
+    few = [packed(*rng.integers(0, 4, (12, 3)).tolist()) for _ in range(4)]
+    figures = token_statistics(few, SIZES, LEVELS, 2)
+    assert figures["token_entropy_bits"] - figures["token_conditional_entropy_bits"] > 0.5
+    told = figures["token_conditional_entropy_bits_shuffled"] - figures["token_conditional_entropy_bits"]
+    assert abs(told) < 0.2
 
 
 def test_entropies_reach_their_bounds_and_no_more(rng):
     levels = (4,) * 14
-    indices = torch.tensor(rng.integers(0, 4, (64, 14)))
-    tokens = pack_frames(indices, levels, 7)
-    figures = token_statistics(indices, levels, tokens, group_vocabulary_sizes(levels, 7))
+    tokens = pack_frames(torch.tensor(rng.integers(0, 4, (64, 14))), levels, 7).numpy()
+    sizes = group_vocabulary_sizes(levels, 7)
+    figures = token_statistics([tokens], sizes, levels, 7)
     assert 1.8 < figures["digit_entropy_bits_min"] < figures["digit_entropy_bits"] < 2.0
     assert 5.9 < figures["token_entropy_bits"] <= 6.0  # 64 frames, though a token holds 14 bits
     assert 0.9 * 128 / 16384 < figures["vocab_used_share"] <= 128 / 16384
     assert figures["digit_change_share"] == pytest.approx(0.75, abs=0.05)
-    assert "digit_change_share" not in token_statistics(
-        indices[:1], levels, tokens[:1], group_vocabulary_sizes(levels, 7)
-    )
+    by_place = place_statistics([tokens], sizes)["entropy_bits"]
+    assert len(by_place) == 2
+    assert sum(by_place) / 2 == figures["token_entropy_bits"]
+
+
+@pytest.mark.parametrize(("levels", "group_size"), [((4, 4, 4), 2), ((8, 5, 3, 2), 3), ((7,), 1), ((2, 3, 4, 5, 6), 2)])
+def test_digits_are_those_of_the_models_packing(levels, group_size, rng):
+    sizes = group_vocabulary_sizes(levels, group_size)
+    tokens = rng.integers(0, sizes, (50, len(sizes)))
+    expected = unpack_frames(torch.tensor(tokens), levels, group_size).numpy()
+    np.testing.assert_array_equal(unpack_digits(tokens, sizes, levels, group_size), expected)
 
 
 @pytest.mark.parametrize(
-    ("indices", "tokens"),
+    ("clips", "levels", "group_size", "message"),
     [
-        ([[0, 4]], [[0]]),
-        ([[0, 0, 0]], [[0]]),
-        ([[0, 0]], [[16]]),
-        ([[0, 0]], [[0], [0]]),
-        (np.zeros((0, 2), int), np.zeros((0, 1), int)),
+        ([[[0, 4]]], (4, 4, 4), 2, r"must lie in \[0, size\)"),
+        ([[[-1, 0]]], (4, 4, 4), 2, r"must lie in \[0, size\)"),
+        ([[[0, 0, 0]]], (4, 4, 4), 2, r"must be integers, \(frames, 2\)"),
+        ([[[0.0, 0.0]]], (4, 4, 4), 2, r"must be integers, \(frames, 2\)"),
+        ([], (4, 4, 4), 2, "at least one frame"),
+        ([[[0, 0]]], (4, 4, 4), 3, "make vocabularies of"),
+        ([[[0, 0]]], (4, 4, 4), None, "`group_size` must be at least 1"),
     ],
 )
-def test_statistics_of_what_no_quantizer_gives_are_refused(indices, tokens):
-    with pytest.raises(ValueError, match=r"indices|tokens|frames"):
-        token_statistics(np.array(indices), (4, 4), np.array(tokens), [16])
+def test_statistics_of_what_no_quantizer_gives_are_refused(clips, levels, group_size, message):
+    with pytest.raises(ValueError, match=message):
+        token_statistics([np.array(clip) for clip in clips], SIZES, levels, group_size)
 
 
 def test_the_picture_shows_both_clips_on_one_scale(speech):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from modeling_jepa_daam import JepaDaamModel
-from modeling_jepa_daam.packing import group_vocabulary_sizes, unpack_frames
+from modeling_jepa_daam.packing import group_vocabulary_sizes
 
 from .config import CodecConfig, DataConfig
 from .data import BatchLoader
@@ -90,12 +90,8 @@ def evaluate(codec: JepaDaamModel, clips: list[Clip], held_out: bool) -> tuple[d
     constant = best_constant_mel_distance(
         [clip.samples for clip in clips], config.sampling_rate, [clip.bandwidth_hz for clip in clips]
     )
-    statistics = token_statistics(
-        unpack_frames(torch.cat(tokens), config.levels, config.group_size),
-        config.levels,
-        torch.cat(tokens),
-        group_vocabulary_sizes(config.levels, config.group_size),
-    )
+    sizes = group_vocabulary_sizes(config.levels, config.group_size)
+    statistics = token_statistics([of_clip.numpy() for of_clip in tokens], sizes, config.levels, config.group_size)
     prefix = "held_out" if held_out else "seen"
     quality = mean_quality(qualities) | {"mel_distance_of_constant": constant}
     figures = {f"{prefix}/{name}": value for name, value in quality.items()}

@@ -1,0 +1,280 @@
+"""Judges of a reconstructed clip: models that hear its pitch, its quality, its speaker and its words.
+
+Each is made once a process and called with a clip: `(samples,)`, float32 numpy, mono, and its reconstruction, as long
+and aligned (`metrics/codec_quality/alignment.py`). A figure that a clip does not have is left out of the dict; none is
+NaN. A judge of the original itself gives the best that can be expected: `judge(original, original, ...)`.
+
+All are deterministic: the same clip gives the same figures, whatever came before. What runs outside PyTorch keeps to
+one thread; for PyTorch that is the process's to say (`torch.set_num_threads(1)`).
+"""
+
+import abc
+import importlib.util
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import soxr
+import torch
+
+from .ecapa import DEFAULT_WEIGHTS as DEFAULT_SPEAKER_ENCODER
+from .ecapa import load_speaker_encoder
+from .metrics.codec_quality.clip_quality import check_pair
+
+JUDGE_RATE = 16000  # Hz: what every judge hears
+DEFAULT_RECOGNIZER = "base"
+SPEECH_F0_HZ = (50.0, 600.0)  # where F0 is looked for
+VOICED_CONFIDENCE = 0.5  # as swift-f0 calibrates it
+DNSMOS_WINDOW_S = 9.01
+RECOGNIZER_SEED = 0  # of the sampling with which Whisper tries again what it could not make out
+
+Figures = dict[str, float | str]
+
+
+class Judge(abc.ABC):
+    """What all judges have in common."""
+
+    figures: ClassVar[tuple[str, ...]]
+    packages: ClassVar[dict[str, str]]  # what is imported -> what is installed
+
+    @abc.abstractmethod
+    def __call__(
+        self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
+    ) -> Figures:
+        """The figures of one clip.
+
+        Args:
+            original: `(samples,)`, float32.
+            reconstructed: `(samples,)`, float32.
+            sampling_rate: Of both (Hz).
+            text: What is said; of use to `WordJudge` only.
+
+        Raises:
+            ValueError: If the two are not equally long mono clips of at least 0.1 s and finite values.
+        """
+
+
+class PitchJudge(Judge):
+    """Errors of the fundamental frequency, by swift-f0 (frames of 16 ms).
+
+    - `f0_rmse_cents`: root mean square of 1200 log2(f / f0) over the frames that are voiced in both; none if there are
+      no such frames. An octave error of the tracker counts 1200, so single clips may stand out.
+    - `voicing_error`: share of all frames that are voiced in one and unvoiced in the other.
+    """
+
+    figures = ("f0_rmse_cents", "voicing_error")
+    packages = {"swift_f0": "swift-f0"}
+
+    def __init__(self) -> None:
+        from swift_f0 import SwiftF0
+
+        self._detector = SwiftF0(threads=1, spin=False)
+
+    def __call__(
+        self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
+    ) -> Figures:
+        tracks = [
+            self._detector.detect(side, JUDGE_RATE, *SPEECH_F0_HZ)
+            for side in _at_judge_rate(original, reconstructed, sampling_rate)
+        ]
+        voiced = [track.confidence >= VOICED_CONFIDENCE for track in tracks]
+        figures: Figures = {"voicing_error": float((voiced[0] != voiced[1]).mean())}
+        both = voiced[0] & voiced[1]
+        if both.any():
+            cents = 1200 * np.log2(tracks[1].pitch_hz[both] / tracks[0].pitch_hz[both])
+            figures["f0_rmse_cents"] = float(np.sqrt(np.square(cents).mean()))
+        return figures
+
+
+class OpinionJudge(Judge):
+    """Mean opinion score of the reconstruction as DNSMOS P.835 predicts it: `dnsmos` (overall), 1 to 5.
+
+    `dnsmos_sig` and `dnsmos_bak` are its scores of the speech and of the background. The original is not listened to:
+    print its own score beside.
+
+    Source: Reddy et al. 2022. Model and polynomials are those of the package speechmos 0.0.1.1, whose own function
+    also computes P.808 scores, for which it needs librosa; windows are the same: 9.01 s, one every second, and a
+    shorter clip is repeated.
+    """
+
+    figures = ("dnsmos", "dnsmos_sig", "dnsmos_bak")
+    packages = {"speechmos": "speechmos", "onnxruntime": "onnxruntime"}
+
+    def __init__(self) -> None:
+        import onnxruntime
+        import speechmos
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        model = Path(speechmos.__path__[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    def __call__(
+        self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
+    ) -> Figures:
+        samples = _at_judge_rate(original, reconstructed, sampling_rate)[1].clip(-1.0, 1.0)
+        window = int(DNSMOS_WINDOW_S * JUDGE_RATE)
+        while len(samples) < window:
+            samples = np.append(samples, samples)
+        starts = range(0, len(samples) - window + 1, JUDGE_RATE)
+        raw = [self._session.run(None, {"input_1": samples[None, start : start + window]})[0][0] for start in starts]
+        speech, background, overall = np.stack(raw, axis=1, dtype=np.float64)
+        return {
+            "dnsmos": float(np.polyval([-0.06766283, 1.11546468, 0.04602535], overall).mean()),
+            "dnsmos_sig": float(np.polyval([-0.08397278, 1.22083953, 0.0052439], speech).mean()),
+            "dnsmos_bak": float(np.polyval([-0.13166888, 1.60915514, -0.39604546], background).mean()),
+        }
+
+
+class SpeakerJudge(Judge):
+    """`speaker_similarity`: cosine of the ECAPA-TDNN embeddings of the two, up to 1.
+
+    Two clips of one speaker have about 0.65, of two speakers below 0.2.
+
+    Args:
+        weights: Of SpeechBrain's encoder: a file, a folder, or an id on the Hub.
+    """
+
+    figures = ("speaker_similarity",)
+    packages = {}
+
+    def __init__(self, weights: str | os.PathLike = DEFAULT_SPEAKER_ENCODER):
+        self._encoder = load_speaker_encoder(weights)
+
+    def __call__(
+        self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
+    ) -> Figures:
+        sides = _at_judge_rate(original, reconstructed, sampling_rate)
+        with torch.inference_mode():
+            embedding, other = (self._encoder(torch.from_numpy(side)[None])[0] for side in sides)
+        return {"speaker_similarity": float(torch.cosine_similarity(embedding, other, dim=0))}
+
+
+class WordJudge(Judge):
+    """Errors of a speech recognizer, Whisper, beside a text.
+
+    - `word_errors`, `words`, `character_errors`, `characters`: substitutions, deletions and insertions, and how much
+      the text has. A rate over clips is the sum of the errors by the sum of the words, not the mean of rates.
+    - `transcript`: what was heard, normalized as the text is (Whisper's `BasicTextNormalizer`).
+
+    A clip without text, or whose text has no words, has its transcript only; with `compare_with_original`, also
+    `word_errors_to_original`, `words_of_original`, `character_errors_to_original` and `characters_of_original`, which
+    compare with what is heard in the original. That is another figure: what the recognizer gets wrong in both is no
+    error there.
+
+    Args:
+        model: Of faster-whisper: a folder, a size ("base"), or an id on the Hub.
+        language: That is spoken.
+        compare_with_original: Whether clips without text are compared with the transcript of the original.
+    """
+
+    figures = ("word_errors", "words", "character_errors", "characters", "transcript")
+    packages = {"faster_whisper": "faster-whisper", "jiwer": "jiwer"}
+
+    def __init__(
+        self,
+        model: str | os.PathLike = DEFAULT_RECOGNIZER,
+        language: str = "en",
+        compare_with_original: bool = False,
+    ):
+        from faster_whisper import WhisperModel
+        from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+        self._model = WhisperModel(str(model), device="cpu", compute_type="int8", cpu_threads=1)
+        self._language = language
+        self._compare_with_original = compare_with_original
+        self._normalize = BasicTextNormalizer()
+
+    def __call__(
+        self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
+    ) -> Figures:
+        sides = _at_judge_rate(original, reconstructed, sampling_rate)
+        transcript = self._transcribe(sides[1])
+        reference = self._normalize(text or "").strip()
+        figures: Figures = {"transcript": transcript}
+        if reference:
+            figures |= _count_errors(reference, transcript)
+        elif self._compare_with_original and (heard := self._transcribe(sides[0])):
+            counts = _count_errors(heard, transcript)
+            figures |= {f"{key}_{'to' if 'errors' in key else 'of'}_original": counts[key] for key in counts}
+        return figures
+
+    def _transcribe(self, samples: np.ndarray) -> str:
+        import ctranslate2
+
+        ctranslate2.set_random_seed(RECOGNIZER_SEED)
+        segments, _ = self._model.transcribe(
+            samples, language=self._language, beam_size=5, condition_on_previous_text=False
+        )
+        return self._normalize(" ".join(segment.text for segment in segments)).strip()
+
+
+JUDGES: dict[str, type[Judge]] = {
+    "pitch": PitchJudge,
+    "opinion": OpinionJudge,
+    "speaker": SpeakerJudge,
+    "words": WordJudge,
+}
+
+
+def missing_judges(names: Iterable[str] = tuple(JUDGES)) -> dict[str, str]:
+    """Which judges cannot be made here, and what to install: judge -> message.
+
+    Raises:
+        ValueError: If a judge is unknown.
+    """
+    messages = {}
+    for name in names:
+        if name not in JUDGES:
+            raise ValueError(f"`names` must be among {', '.join(JUDGES)}, got {name!r}")
+        absent = [pip for module, pip in JUDGES[name].packages.items() if importlib.util.find_spec(module) is None]
+        if absent:
+            figures = ", ".join(JUDGES[name].figures)
+            messages[name] = f"no {figures}: not installed: {', '.join(absent)} (pip install {' '.join(absent)})"
+    return messages
+
+
+def make_judges(
+    names: Collection[str] = tuple(JUDGES),
+    speaker_encoder: str | os.PathLike = DEFAULT_SPEAKER_ENCODER,
+    recognizer: str | os.PathLike = DEFAULT_RECOGNIZER,
+    language: str = "en",
+    compare_with_original: bool = False,
+) -> dict[str, Judge]:
+    """The judges among `names` that can be made here; `missing_judges` says which cannot.
+
+    Args:
+        names: Of `JUDGES`.
+        speaker_encoder: As `SpeakerJudge`.
+        recognizer: As `WordJudge`.
+        language: As `WordJudge`.
+        compare_with_original: As `WordJudge`.
+    """
+    settings: dict[str, dict] = {
+        "speaker": {"weights": speaker_encoder},
+        "words": {"model": recognizer, "language": language, "compare_with_original": compare_with_original},
+    }
+    missing = missing_judges(names)
+    return {name: JUDGES[name](**settings.get(name, {})) for name in names if name not in missing}
+
+
+def _at_judge_rate(original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int) -> list[np.ndarray]:
+    check_pair(original, reconstructed, sampling_rate)
+    return [
+        np.ascontiguousarray(soxr.resample(side, sampling_rate, JUDGE_RATE), np.float32)
+        for side in (original, reconstructed)
+    ]
+
+
+def _count_errors(reference: str, transcript: str) -> dict[str, float]:
+    import jiwer
+
+    words, characters = jiwer.process_words(reference, transcript), jiwer.process_characters(reference, transcript)
+    return {
+        "word_errors": words.substitutions + words.deletions + words.insertions,
+        "words": words.hits + words.substitutions + words.deletions,
+        "character_errors": characters.substitutions + characters.deletions + characters.insertions,
+        "characters": characters.hits + characters.substitutions + characters.deletions,
+    }

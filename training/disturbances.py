@@ -89,7 +89,7 @@ def add_babble(samples: np.ndarray, rng: Rng, snr_db: float, voices: Sequence[np
 
 def add_music(samples: np.ndarray, rng: Rng, snr_db: float, recordings: Sequence[np.ndarray]) -> np.ndarray:
     """An excerpt of one of the recordings."""
-    return mix(samples, excerpt(recordings[rng.integers(len(recordings))], len(samples), rng), snr_db)
+    return mix(samples, excerpt(recordings[int(rng.integers(len(recordings)))], len(samples), rng), snr_db)
 
 
 def excerpt(samples: np.ndarray, length: int, rng: Rng) -> np.ndarray:

@@ -25,6 +25,7 @@ each other (`unrelated recording`, chance), and between a frame and the next one
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +70,7 @@ def list_recordings(sources: Sequence[str | Path], max_clips: int | None = None)
         FileNotFoundError: If a source does not exist.
         ValueError: If there are no recordings, or a source is damaged.
     """
-    rows = []
+    rows: list[dict] = []
     for source in map(str, sources):
         rows += (list_manifest if source.endswith(".jsonl") else list_files)(source, {})
     if not rows:
@@ -240,9 +241,12 @@ def summarize(clips: Sequence[dict[str, Figures]]) -> dict[str, dict[str, dict[s
             values = np.array([figures[figure] for figures in found if figure in figures])
             table[row][figure] = {"mean": float(values.mean()), "clips": len(values)}
             if len(values) >= MIN_CLIPS:
-                interval = bootstrap_interval(lambda drawn, values=values: values[drawn].mean(), len(values))
-                table[row][figure]["interval"] = interval
+                table[row][figure]["interval"] = bootstrap_interval(partial(_mean_of, values), len(values))
     return table
+
+
+def _mean_of(values: np.ndarray, drawn: np.ndarray) -> float:
+    return float(values[drawn].mean())
 
 
 def markdown(table: dict[str, dict[str, dict[str, Any]]]) -> str:

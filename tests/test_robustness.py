@@ -207,11 +207,12 @@ def test_clips_are_whole_frames_and_what_cannot_be_used_is_named(tmp_path):
 
 
 def test_of_many_recordings_some_are_taken_evenly(tmp_path):
-    lines = [json.dumps({"file": f"{i}.wav", "speaker": "a"}) for i in range(9)]
+    lines = [json.dumps({"file": f"{i}.wav", "speaker": "a", "set": "even" if i % 2 == 0 else "odd"}) for i in range(9)]
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text("\n".join(lines))
     assert [row["name"] for row in list_recordings([manifest], 3)] == ["0.wav", "4.wav", "8.wav"]
     assert len(list_recordings([manifest])) == 9
+    assert [row["name"] for row in list_recordings([manifest], 2, {"set": "odd"})] == ["1.wav", "7.wav"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="`recordings`: no sound files in .*empty"):
         list_recordings([tmp_path / "empty"])
@@ -240,6 +241,9 @@ def test_the_command_writes_tables_and_names_what_is_left_out(tmp_path, codec):
     assert "music: no --music was given" in without["left_out"]
     for name, rows in without["clips"].items():  # to the last digit
         assert rows == {row: found["clips"][name][row] for row in rows}
+    wrong = CliRunner().invoke(app, [*arguments, "--where", "set", "--output", str(output)])
+    assert wrong.exit_code == 2
+    assert "`where` must be KEY=VALUE, got 'set'" in wrong.output
     missing = CliRunner().invoke(app, [str(tmp_path / "nowhere"), *arguments[1:], "--output", str(output)])
     assert missing.exit_code == 2
     assert "nowhere" in missing.output

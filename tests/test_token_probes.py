@@ -12,7 +12,7 @@ from training.frozen import load_frozen
 from training.probes import ProbeClip, encoder_features, probe_outcomes
 from training.token_probes import HASHED, KINDS, codec_features, digit_shares, hashed_tokens, summarize
 
-from .conftest import TINY
+from .conftest import TINY, noise
 from .test_probes import labels, tone_clips, write_shard
 
 
@@ -85,6 +85,13 @@ def test_differences_are_on_the_same_draws():
     assert 0 < difference["interval"][0] < difference["figure"] < difference["interval"][1]
     same = result["differences"]["c: digits"]["tone"]
     assert (same["figure"], same["interval"]) == (0.0, (0.0, 0.0))  # which independent draws would not give
+
+
+def test_without_pypinyin_tones_are_named_and_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_probes, "PYPINYIN_MISSING", "no tones")
+    shard = write_shard(tmp_path / "a.tar", {"an4/x/1": (noise(4800), labels("an4", "x", "go"))})
+    clips, left_out = token_probes.load_clips([shard], tmp_path / "not read")
+    assert ([clip.source for clip in clips], left_out) == (["an4"], ["no tones"])
 
 
 def test_the_command_writes_tables(tiny_folder, tmp_path):

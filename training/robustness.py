@@ -1,10 +1,12 @@
 """How far tokens move when the sound does: shifted in time, or disturbed; and what a reconstruction keeps then.
 
-    python -m training.robustness CHECKPOINT RECORDINGS... --output FOLDER [--music PATH] [--max-clips 20]
+    python -m training.robustness CHECKPOINT RECORDINGS... --output FOLDER [--music PATH] [--max-clips 20] \
+        [--where set=read_en]
 
 `RECORDINGS` are folders of sound files, tar files, or manifests (`.jsonl` with `file` or `path`). Of each recording the
-first whole frames count, at most one chunk of the model, so that no boundary of chunks comes in. Written are
-`robustness.json`, with every clip, and `robustness.md`.
+first whole frames count, at most one chunk of the model, so that no boundary of chunks comes in. Mel distances are
+taken below its `bandwidth_hz` where it has one: above, they would compare emptiness. Written are `robustness.json`,
+with every clip, and `robustness.md`.
 
 What moves, each a mean over clips and, of at least `MIN_CLIPS`, its 95 % bootstrap interval:
 
@@ -20,7 +22,7 @@ each other (`unrelated recording`, chance), and between a frame and the next one
 * **Disturbances** (`disturbances.py`), and whole frames of zeros before and after. Beside the tokens, quality
   (`quality.py`) three times: of the disturbed `input` against the clean recording, which is what the codec was given;
   of the reconstruction against the `clean` one; and against the `disturbed` one. A gain alone moves the mel distance
-  by its natural logarithm, 2.3 for 20 dB. A reconstruction lies within full scale, what is 20 dB louder does not.
+  by up to its natural logarithm, 2.3 for 20 dB. A reconstruction lies within full scale, what is 20 dB louder does not.
 """
 
 import json
@@ -63,8 +65,15 @@ MIN_CLIPS = 5  # of fewer no interval is given: it would be too narrow
 Figures = dict[str, float]
 
 
-def list_recordings(sources: Sequence[str | Path], max_clips: int | None = None) -> list[dict]:
+def list_recordings(
+    sources: Sequence[str | Path], max_clips: int | None = None, where: dict[str, str] | None = None
+) -> list[dict]:
     """Rows of `recordings.RECORDING`, by name; of many, `max_clips` that are evenly spread over the list.
+
+    Args:
+        sources: Folders, tar files, manifests.
+        max_clips: Of all sources together.
+        where: Metadata that a recording must have.
 
     Raises:
         FileNotFoundError: If a source does not exist.
@@ -72,7 +81,7 @@ def list_recordings(sources: Sequence[str | Path], max_clips: int | None = None)
     """
     rows: list[dict] = []
     for source in map(str, sources):
-        rows += (list_manifest if source.endswith(".jsonl") else list_files)(source, {})
+        rows += (list_manifest if source.endswith(".jsonl") else list_files)(source, where or {})
     if not rows:
         raise ValueError(f"`recordings`: no sound files in {', '.join(map(str, sources))}")
     rows.sort(key=lambda row: (row["name"], row["path"], row["offset"]))
@@ -314,6 +323,13 @@ def measure_all(
     return figures
 
 
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"`where` must be KEY=VALUE, got {text!r}")
+    return key, value
+
+
 def command(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a codec.")],
     recordings: Annotated[list[Path], typer.Argument(help="Folders, tar files, manifests (.jsonl).")],
@@ -321,13 +337,15 @@ def command(
     music: Annotated[Path | None, typer.Option(help="Folder, tar file or manifest of music to mix in.")] = None,
     max_clips: Annotated[int | None, typer.Option(min=1, help="Of more, as many that are evenly spread.")] = None,
     max_s: Annotated[float, typer.Option(help="Seconds of each recording, at most.")] = 10.0,
+    where: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of a recording's metadata; repeatable.")] = None,
 ) -> None:
     """Shift and disturb recordings, and see what the tokens and the reconstructions do."""
     transformers_logging.disable_progress_bar()
     console = Console(stderr=True, markup=False)
     try:
         codec = load_frozen(JepaDaamModel, checkpoint)
-        clips, left_out = load_clips(list_recordings(recordings, max_clips), codec.config, max_s)
+        wanted = dict(_key_and_value(each) for each in where or [])
+        clips, left_out = load_clips(list_recordings(recordings, max_clips, wanted), codec.config, max_s)
         rate = codec.config.sampling_rate
         sounds = [] if music is None else [read_segment(row, 0, 1, rate)[0] for row in list_recordings([music])]
         if not clips:

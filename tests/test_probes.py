@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamEncoderModel
 from training import probes
-from training.probes import ProbeClip, encoder_features, load_encoder, load_probe_clips, log_mel_features, probe_all
+from training.probes import ProbeClip, encoder_features, load_probe_clips, log_mel_features, probe_all, probe_outcomes
 
 from .conftest import TINY, noise
 
@@ -50,7 +50,7 @@ def test_features_that_contain_the_label_are_read(clips):
     rng = np.random.default_rng(0)
     features = np.concatenate([*labels, rng.normal(size=(len(clips), 8))], axis=1)
     figures = probe_all(features, clips)
-    assert set(figures) == {*probes.PROBES, "digits_an4"}
+    assert set(figures) == {*probes.PROBES, "digits_an4"} - {"tone", "tone_unseen_speaker"}
     assert min(figures.values()) > 0.97
 
 
@@ -91,9 +91,59 @@ def test_the_last_piece_is_tested(clips):
     assert probes.parts("speaker_librispeech", chosen).tolist() == 2 * ["train", "train", "validation", "test"]
 
 
+def tone_clips() -> list[ProbeClip]:
+    """40 syllables in four tones by one voice, and ten of them by another."""
+    return [
+        clip(f"{source}/{i}{tone}", source, source, f"{'x' * (1 + i)}{tone}", "cmn")
+        for source, syllables in (("tones", 40), ("tones_unseen_speaker", 10))
+        for i in range(syllables)
+        for tone in (1, 2, 3, 4)
+    ]
+
+
+def test_tones_are_told_on_syllables_and_voices_that_were_not_trained_on():
+    chosen = tone_clips()
+    part = probes.parts("tone", chosen[:160])
+    syllables = [{c.text[:-1] for c, one in zip(chosen, part, strict=False) if one == name} for name in probes.PARTS]
+    assert all(syllables)
+    assert sum(map(len, syllables)) == 40
+    unseen = probes.parts("tone_unseen_speaker", chosen)
+    assert [c.source for c, one in zip(chosen, unseen, strict=True) if one == "test"] == 40 * ["tones_unseen_speaker"]
+    told = one_hot([c.text[-1] for c in chosen])
+    assert probe_all(told, chosen) == {"tone": 1.0, "tone_unseen_speaker": 1.0}
+    syllable_alone = probe_all(one_hot([len(c.text) for c in chosen]), chosen)
+    assert syllable_alone["tone"] == 0.25
+    of_one_voice = np.where(np.arange(200) < 160, 1.0, -1.0)[:, None] * told  # the other voice has all tones reversed
+    figures = probe_all(of_one_voice, chosen)
+    assert figures["tone"] == 1.0
+    assert figures["tone_unseen_speaker"] < 0.1
+
+
+def test_intervals_hold_the_figure_and_are_wide_for_few_units(clips):
+    told = one_hot([c.speaker for c in clips])
+    outcomes = probe_outcomes(told + np.random.default_rng(0).normal(0, 0.4, told.shape), clips)
+    for outcome in outcomes.values():
+        low, high = np.quantile(outcome.resampled(), [0.025, 0.975])
+        assert low <= outcome.figure() <= high
+    words = outcomes["words_an4"]
+    assert set(words.units) == {c.speaker for c in clips if c.source == "an4"} & set(words.units)
+    assert len(words.units) > len(set(words.units))  # drawn by speaker, not by clip
+    speakers = outcomes["speaker_speechocean"]
+    spread = np.std(speakers.resampled())
+    binomial = np.sqrt(speakers.figure() * (1 - speakers.figure()) / len(speakers.units))
+    assert spread == pytest.approx(binomial, rel=0.15)
+
+
+def test_scores_by_hand():
+    labels, answers = np.array(list("aabc")), np.array(list("abbd"))
+    assert probes.score("speaker_librispeech", labels, answers, np.ones(4)) == 0.5
+    assert probes.score("language", labels, answers, np.ones(4)) == 0.5  # recalls 1/2, 1, 0
+    assert probes.score("tone", labels[:3], answers[:3], np.ones(3)) == 0.75
+
+
 @pytest.mark.parametrize("probe", list(probes.PROBES))
 def test_parts_depend_on_names_alone(clips, probe):
-    chosen = [c for c in clips if c.source in probes.PROBES[probe]]
+    chosen = [c for c in [*clips, *tone_clips()] if c.source in probes.PROBES[probe]]
     whole = probes.parts(probe, chosen)
     assert probes.parts(probe, chosen[::-1]).tolist() == whole[::-1].tolist()
     assert probes.parts(probe, chosen[::7]).tolist() == whole[::7].tolist()
@@ -220,23 +270,6 @@ def test_shards_that_cannot_be_used_are_named(tmp_path):
         load_probe_clips([write_shard(tmp_path / "empty.tar", {})])
     with pytest.raises(ValueError, match=r"lonely.tar has an4/x/1.opus, but no an4/x/1.json"):
         load_probe_clips([write_shard(tmp_path / "lonely.tar", {"an4/x/1": (noise(4800), None)})])
-
-
-def test_encoders_are_loaded_as_they_were_saved(tiny_folder, tmp_path):
-    features = [encoder_features(load_encoder(tiny_folder, seed), [clip("a")]) for seed in (None, 0, 1, 1)]
-    assert (features[2] == features[3]).all()
-    assert not np.allclose(features[1], features[2])
-    codec = probes.JepaDaamEncoderModel.from_pretrained(tiny_folder)
-    np.testing.assert_allclose(features[0], encoder_features(codec, [clip("a")]))
-    with pytest.raises(ValueError, match="existing folder, got nowhere"):
-        load_encoder("nowhere")
-    with pytest.raises(ValueError, match="names that differ"):
-        probes.encoders_by_name([str(tiny_folder), str(tiny_folder)], [])
-    small = JepaDaamEncoderModel(JepaDaamConfig(**{**TINY, "num_hidden_layers": 1}))
-    small.save_pretrained(tmp_path / "small")
-    JepaDaamConfig(**TINY).save_pretrained(tmp_path / "small")  # one block more than there are weights
-    with pytest.raises(ValueError, match="lacks weights of the encoder: encoder"):
-        load_encoder(tmp_path / "small")
 
 
 def test_the_command_writes_a_table(tiny_folder, tmp_path):

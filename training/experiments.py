@@ -26,8 +26,9 @@ from modeling_jepa_daam import JepaDaamEncoderModel
 from modeling_jepa_daam.files import replacing
 
 from .config import PretrainConfig, load_config
+from .frozen import load_frozen
 from .pretrain_encoder import make_model
-from .probes import encoder_features, length_features, load_encoder, load_probe_clips, log_mel_features, probe_all
+from .probes import encoder_features, length_features, load_probe_clips, log_mel_features, probe_all
 from .tracking import read_metrics
 
 CONFIG = Path(__file__).parent / "configs" / "experiment.yaml"
@@ -131,7 +132,7 @@ def file_name(name: str) -> str:
 
 def trained_encoder(output: Path, variant: str, seed: int) -> JepaDaamEncoderModel:
     """What a run made."""
-    return load_encoder(run_folder(output, variant, seed) / "model")
+    return load_frozen(JepaDaamEncoderModel, run_folder(output, variant, seed) / "model")
 
 
 def untrained_encoder(daam: bool, seed: int) -> JepaDaamEncoderModel:

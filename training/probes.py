@@ -16,31 +16,37 @@ test parts depend on names alone, so that all features meet the same ones; valid
 * `language`: English, Dutch, French and Mandarin. Balanced accuracy, chance 0.25. English is tested on unseen speakers;
   the others are one voice each, so that language is confounded with voice, channel and length (Mandarin: single words
   of 1.3 s). Read it beside the floor: it proves little.
+* `tone` and `tone_unseen_speaker`, where the clips of `tones.py` are given: the tone, 1 to 4, of a single Mandarin
+  syllable. Balanced accuracy, chance 0.25, on syllables that were not trained on in any tone; and, trained on the same
+  voice, on another one.
 """
 
 import hashlib
 import json
 import tarfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 from transformers.utils import logging as transformers_logging
 
-from modeling_jepa_daam import JepaDaamConfig, JepaDaamEncoderModel, JepaDaamFeatureExtractor
+from modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamFeatureExtractor
 from modeling_jepa_daam.audio import load_audio
 from modeling_jepa_daam.files import replacing
+
+from .bootstrap import bootstrap_figures
+from .frozen import frozen_by_name
 
 SAMPLING_RATE = 24000  # Hz, of the clips
 # Share of a source's clips that is read, and seconds of each that are kept: what a run of two minutes can pay.
@@ -58,8 +64,10 @@ PROBES = {  # the sources of each
     "speaker_speechocean": ("speechocean762",),
     "words_an4": ("an4",),
     "language": tuple(SOURCES),
+    "tone": ("tones",),
+    "tone_unseen_speaker": ("tones", "tones_unseen_speaker"),
 }
-TEST_SHARE = {"speaker_speechocean": 0.3, "words_an4": 0.2, "language": 0.3}
+TEST_SHARE = {"speaker_speechocean": 0.3, "words_an4": 0.2, "language": 0.3, "tone": 0.3, "tone_unseen_speaker": 0.0}
 VALIDATION_SHARE = 0.25  # of what is not tested
 PIECES = 4  # of a recording of librispeech
 DIGITS = ("zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -99,28 +107,40 @@ def load_probe_clips(shards: Sequence[str | Path]) -> list[ProbeClip]:
     Raises:
         ValueError: If there are none, or one has no `.json` beside it.
     """
+
+    def is_used(name: str) -> bool:
+        return share_of(f"use/{name}") < SOURCES.get(name.split("/")[0], (0.0, 0.0))[0]
+
     clips = []
+    for name, sound, labels in read_shards(shards, is_used):
+        source, speaker, language = labels["source"], labels["speaker"], labels["language"]
+        samples = load_audio(sound, None, SAMPLING_RATE, name)[: int(SOURCES[source][1] * SAMPLING_RATE)]
+        for number, piece in enumerate(np.array_split(samples, PIECES if source == "librispeech" else 1)):
+            text = (labels["text"] or "").lower()
+            clips.append(ProbeClip(name, source, speaker, language, text, piece.copy(), number))
+    if not clips:
+        raise ValueError(f"`shards` must hold clips of {', '.join(SOURCES)}; got none in {len(shards)} files")
+    return sorted(clips, key=lambda clip: (clip.name, clip.piece))
+
+
+def read_shards(shards: Sequence[str | Path], is_used: Callable[[str], bool]) -> Iterator[tuple[str, bytes, dict]]:
+    """Name, sound file and labels of the clips whose name, without its suffix, is used.
+
+    Raises:
+        ValueError: If a sound has no `.json` beside it.
+    """
     for shard in shards:
         files: dict[str, dict[str, bytes]] = {"opus": {}, "json": {}}
         with tarfile.open(shard) as tar:
             for member in tar:
                 name, _, suffix = member.name.rpartition(".")
-                share = SOURCES.get(name.split("/")[0], (0.0, 0.0))[0]
                 file = tar.extractfile(member)
-                if file is not None and suffix in files and share_of(f"use/{name}") < share:
+                if file is not None and suffix in files and is_used(name):
                     files[suffix][name] = file.read()
         for name, sound in files["opus"].items():
             if name not in files["json"]:
                 raise ValueError(f"`shards`: {shard} has {name}.opus, but no {name}.json beside it")
-            labels = json.loads(files["json"][name])
-            source, speaker, language = labels["source"], labels["speaker"], labels["language"]
-            samples = load_audio(sound, None, SAMPLING_RATE, name)[: int(SOURCES[source][1] * SAMPLING_RATE)]
-            for number, piece in enumerate(np.array_split(samples, PIECES if source == "librispeech" else 1)):
-                text = (labels["text"] or "").lower()
-                clips.append(ProbeClip(name, source, speaker, language, text, piece.copy(), number))
-    if not clips:
-        raise ValueError(f"`shards` must hold clips of {', '.join(SOURCES)}; got none in {len(shards)} files")
-    return sorted(clips, key=lambda clip: (clip.name, clip.piece))
+            yield name, sound, json.loads(files["json"][name])
 
 
 @torch.no_grad()
@@ -138,7 +158,7 @@ def encoder_features(model: JepaDaamEncoderModel, clips: Sequence[ProbeClip]) ->
             inputs = extractor([clips[i].samples for i in batch], SAMPLING_RATE, return_tensors="pt").to(model.device)
             output = model(**inputs)
             for i, latents, mask in zip(batch, output.last_hidden_state.float(), output.frame_mask, strict=True):
-                features[i] = _mean_and_std(latents[mask])
+                features[i] = mean_and_std(latents[mask])
     finally:
         model.train(was_training)
     return features
@@ -173,11 +193,11 @@ def log_mel_features(clips: Sequence[ProbeClip]) -> np.ndarray:
             return_complex=True,
         )
         mels = filters @ spectrum.abs().square()  # (bands, frames)
-        rows.append(_mean_and_std(mels.clamp(min=MEL_FLOOR).log().T))
+        rows.append(mean_and_std(mels.clamp(min=MEL_FLOOR).log().T))
     return np.stack(rows)
 
 
-def _mean_and_std(frames: Tensor) -> np.ndarray:
+def mean_and_std(frames: Tensor) -> np.ndarray:
     """`(frames, channels)` -> `(2 * channels,)`; the biased deviation, as a short clip may have one frame."""
     return torch.cat([frames.mean(dim=0), frames.std(dim=0, correction=0)]).cpu().numpy()
 
@@ -188,15 +208,49 @@ def length_features(clips: Sequence[ProbeClip]) -> np.ndarray:
     return np.stack([duration_s, np.log(duration_s)], axis=1)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What the classifiers of a probe say of its test clips.
+
+    Args:
+        probe: Its name.
+        labels: What is true, columns of `(clips,)` by name: bool for each word, or the one label.
+        answers: What they say, likewise: a margin for each word, or the predicted label.
+        lengths: `(clips,)`, samples.
+        units: `(clips,)`, what the clips were drawn by: see `split_unit`.
+    """
+
+    probe: str
+    labels: dict[str, np.ndarray]
+    answers: dict[str, np.ndarray]
+    lengths: np.ndarray
+    units: np.ndarray
+
+    def figure(self, rows: np.ndarray | slice = slice(None)) -> float:
+        """Mean score over the columns, in [0, 1], of all test clips or of some, which may come more than once."""
+        scores = [
+            score(self.probe, self.labels[name][rows], self.answers[name][rows], self.lengths[rows])
+            for name in self.labels
+        ]
+        return float(np.mean(scores))
+
+    def resampled(self) -> np.ndarray:
+        """The figure, had other units been drawn for the test: see `bootstrap_figures`."""
+        rows = [np.flatnonzero(self.units == unit) for unit in np.unique(self.units)]
+        return bootstrap_figures(lambda drawn: self.figure(np.concatenate([rows[i] for i in drawn])), len(rows))
+
+
 def probe_all(features: np.ndarray, clips: Sequence[ProbeClip]) -> dict[str, float]:
+    """The figures of `probe_outcomes`, in [0, 1] by probe: see the top of this file."""
+    return {probe: outcome.figure() for probe, outcome in probe_outcomes(features, clips).items()}
+
+
+def probe_outcomes(features: np.ndarray, clips: Sequence[ProbeClip]) -> dict[str, Outcome]:
     """Run every probe that the clips allow; one whose clips are missing or too few has no entry.
 
     Args:
         features: `(clips, channels)`, one row per clip; finite.
         clips: What the rows are of.
-
-    Returns:
-        Figures in [0, 1] by probe, see the top of this file.
 
     Raises:
         ValueError: If there is not one row per clip, or a feature is not finite.
@@ -205,7 +259,7 @@ def probe_all(features: np.ndarray, clips: Sequence[ProbeClip]) -> dict[str, flo
         raise ValueError(f"`features` must have shape (clips, channels) with {len(clips)} clips, got {features.shape}")
     if not np.isfinite(features).all():
         raise ValueError(f"`features` must be finite, got {np.count_nonzero(~np.isfinite(features))} that are not")
-    figures = {}
+    outcomes = {}
     for probe, sources in PROBES.items():
         rows = [i for i, clip in enumerate(clips) if clip.source in sources]
         chosen = [clips[i] for i in rows]
@@ -216,12 +270,11 @@ def probe_all(features: np.ndarray, clips: Sequence[ProbeClip]) -> dict[str, flo
             if all(len(set(column[part == one])) > 1 for one in PARTS)
         }
         if columns:
-            scores = _fit_and_score(probe, features[rows].astype(np.float64), chosen, columns, part)
-            figures[probe] = float(np.mean(list(scores.values())))
-            digits = [score for name, score in scores.items() if name in DIGITS]
+            outcomes[probe] = _fit(probe, features[rows].astype(np.float64), chosen, columns, part)
+            digits = {name: column for name, column in outcomes[probe].labels.items() if name in DIGITS}
             if digits:
-                figures["digits_an4"] = float(np.mean(digits))
-    return figures
+                outcomes["digits_an4"] = replace(outcomes[probe], labels=digits)
+    return outcomes
 
 
 def parts(probe: str, clips: Sequence[ProbeClip]) -> np.ndarray:
@@ -230,17 +283,25 @@ def parts(probe: str, clips: Sequence[ProbeClip]) -> np.ndarray:
         return np.array([PARTS[max(0, clip.piece - PIECES + len(PARTS))] for clip in clips])
     part = []
     for clip in clips:
-        by_speaker = probe == "words_an4" or (probe == "language" and clip.language == "en")
-        name = clip.speaker if by_speaker else clip.name
-        if share_of(f"test/{name}") < TEST_SHARE[probe]:
+        name = split_unit(probe, clip)
+        if clip.source == "tones_unseen_speaker" or share_of(f"test/{name}") < TEST_SHARE[probe]:
             part.append("test")
         else:
             part.append("validation" if share_of(f"validation/{name}") < VALIDATION_SHARE else "train")
     return np.array(part)
 
 
+def split_unit(probe: str, clip: ProbeClip) -> str:
+    """What is never in two parts: the speaker, the syllable in all its tones, or the recording."""
+    if probe == "words_an4" or (probe == "language" and clip.language == "en"):
+        return clip.speaker
+    return clip.text[:-1] if probe.startswith("tone") else clip.name
+
+
 def _labels(probe: str, clips: Sequence[ProbeClip]) -> dict[str, np.ndarray]:
     """What a probe predicts, columns of `(clips,)` by name: bool for each frequent word, or the one label."""
+    if probe.startswith("tone"):
+        return {"tone": np.array([clip.text[-1] for clip in clips])}
     if probe != "words_an4":
         label = "language" if probe == "language" else "speaker"
         return {label: np.array([getattr(clip, label) for clip in clips])}
@@ -249,24 +310,42 @@ def _labels(probe: str, clips: Sequence[ProbeClip]) -> dict[str, np.ndarray]:
     return {word: column for word, column in columns.items() if column.sum() >= MIN_WORD_CLIPS}
 
 
-def _fit_and_score(
+def _fit(
     probe: str, features: np.ndarray, clips: Sequence[ProbeClip], columns: dict[str, np.ndarray], part: np.ndarray
-) -> dict[str, float]:
-    """Test score of one classifier per column, all with the penalty that is best for their mean in validation."""
+) -> Outcome:
+    """Test one classifier per column, all with the penalty that is best for their mean in validation."""
     lengths = np.array([len(clip.samples) for clip in clips])
 
-    def score(column: np.ndarray, inverse_penalty: float, fitted: np.ndarray, scored: np.ndarray) -> float:
-        classifier = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=MAX_ITERATIONS)
-        pipeline = make_pipeline(StandardScaler(), classifier).fit(features[fitted], column[fitted])
-        if probe == "words_an4":
-            return matched_area(pipeline.decision_function(features[scored]), column[scored], lengths[scored])
-        metric = balanced_accuracy_score if probe == "language" else accuracy_score
-        return metric(column[scored], pipeline.predict(features[scored]))
+    def answers(inverse_penalty: float, fitted: np.ndarray, asked: np.ndarray) -> dict[str, np.ndarray]:
+        found = {}
+        for name, column in columns.items():
+            classifier = LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=MAX_ITERATIONS)
+            pipeline = make_pipeline(StandardScaler(), classifier)
+            with warnings.catch_warnings():  # speakers are many and are classes all the same
+                warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+                pipeline.fit(features[fitted], column[fitted])
+            answer = pipeline.decision_function if probe == "words_an4" else pipeline.predict
+            found[name] = answer(features[asked])
+        return found
+
+    def outcome(inverse_penalty: float, fitted: np.ndarray, asked: np.ndarray) -> Outcome:
+        labels = {name: column[asked] for name, column in columns.items()}
+        units = np.array([split_unit(probe, clip) for clip in clips])[asked]
+        return Outcome(probe, labels, answers(inverse_penalty, fitted, asked), lengths[asked], units)
 
     train, validation, test = (part == name for name in PARTS)
-    means = [np.mean([score(column, c, train, validation) for column in columns.values()]) for c in INVERSE_PENALTIES]
-    best = INVERSE_PENALTIES[int(np.argmax(means))]
-    return {name: score(column, best, train | validation, test) for name, column in columns.items()}
+    figures = [outcome(penalty, train, validation).figure() for penalty in INVERSE_PENALTIES]
+    return outcome(INVERSE_PENALTIES[int(np.argmax(figures))], train | validation, test)
+
+
+def score(probe: str, labels: np.ndarray, answers: np.ndarray, lengths: np.ndarray) -> float:
+    """How good the answers of one classifier are, each `(clips,)`: the measure that the probe has, in [0, 1]."""
+    if probe == "words_an4":
+        return matched_area(answers, labels, lengths)
+    right = labels == answers
+    if probe.startswith("speaker"):
+        return float(right.mean())
+    return float(np.mean([right[labels == one].mean() for one in np.unique(labels)]))  # balanced accuracy
 
 
 def matched_area(margins: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -> float:
@@ -287,44 +366,6 @@ def matched_area(margins: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -
     ratios = lengths[labels][:, None] / lengths[~labels]
     gaps = gaps[(ratios <= LENGTH_RATIO) & (ratios >= 1 / LENGTH_RATIO)]
     return float(np.mean((np.sign(gaps) + 1) / 2)) if gaps.size else 0.5
-
-
-def load_encoder(folder: str | Path, seed: int | None = None) -> JepaDaamEncoderModel:
-    """The encoder of a checkpoint folder, float32; with a seed, weights drawn from it instead of the folder's.
-
-    Raises:
-        ValueError: If there is no such folder, or it lacks weights of the encoder.
-    """
-    if not Path(folder).is_dir():  # else transformers would look for it on the Hub
-        raise ValueError(f"an encoder must be given as an existing folder, got {folder}")
-    if seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return JepaDaamEncoderModel(JepaDaamConfig.from_pretrained(folder))
-    loaded: Any = JepaDaamEncoderModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    model, report = loaded
-    if report["missing_keys"]:  # transformers would draw them at random and go on
-        raise ValueError(f"{folder} lacks weights of the encoder: {', '.join(sorted(report['missing_keys'])[:3])}")
-    return model
-
-
-def encoders_by_name(checkpoints: Sequence[str], untrained: Sequence[str]) -> dict[str, JepaDaamEncoderModel]:
-    """Load `[NAME=]FOLDER` checkpoints and `CONFIG_FOLDER[:SEED]` untrained encoders; the folder names them.
-
-    Raises:
-        ValueError: If a folder cannot be used, or two encoders have one name.
-    """
-    named = []
-    for value in checkpoints:
-        name, _, folder = value.rpartition("=")
-        named.append((name or Path(folder).resolve().name, load_encoder(folder)))
-    for value in untrained:
-        folder, _, seed = value.rpartition(":") if value.rpartition(":")[2].isdecimal() else (value, "", "0")
-        named.append((f"{Path(folder).resolve().name}, untrained {seed}", load_encoder(folder, int(seed))))
-    encoders = dict(named)
-    if len(encoders) < len(named):
-        raise ValueError(f"`checkpoint` must be NAME=FOLDER with names that differ, got {[name for name, _ in named]}")
-    return encoders
 
 
 def markdown_table(figures: dict[str, dict[str, float]]) -> str:
@@ -349,7 +390,9 @@ def command(
         typer.echo(f"{time.perf_counter() - start:5.0f} s: {what}", err=True)
 
     try:
-        encoders = encoders_by_name(checkpoint or [], untrained or [])  # first: a wrong name shall cost no time
+        encoders = frozen_by_name(
+            JepaDaamEncoderModel, checkpoint or [], untrained or []
+        )  # first: a wrong name shall cost no time
         clips = load_probe_clips(shards)
     except (ValueError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)

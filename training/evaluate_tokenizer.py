@@ -10,8 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,16 @@ import torch
 import typer
 from rich.progress import track
 
+from modeling_jepa_daam import JepaDaamConfig
 from modeling_jepa_daam.audio import load_audio
 from modeling_jepa_daam.files import replacing
+from modeling_jepa_daam.packing import group_vocabulary_sizes
 
-from .codecs import Codec, make_codec
-from .judges import DEFAULT_RECOGNISER, DEFAULT_SPEAKER_ENCODER, Judges
-from .quality import reconstruction_quality
-from .report import Clip, write_report
+from .codecs import Codec, make_codec, with_lag
+from .judges import DEFAULT_RECOGNIZER, DEFAULT_SPEAKER_ENCODER, make_judges, missing_judges
+from .metrics.token_statistics.frame_statistics import place_statistics, unpack_digits
+from .quality import PESQ_MISSING, reconstruction_quality, token_statistics
+from .report import Clip, by_system, grouped, write_report
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
 SAMPLING_RATE = 24000  # Hz, at which systems are fed and judged
@@ -96,48 +98,65 @@ def choose_sets(recordings: Sequence[Recording], sets: Sequence[str]) -> list[Re
     return [recording for recording in recordings if not sets or recording.fields["set"] in sets]
 
 
+@dataclass(frozen=True)
+class Judging:
+    """Which slower judges a worker makes, and of what.
+
+    Args:
+        recognizer: faster-whisper model: a folder, a size, or an id on the Hub.
+        speaker_encoder: Weights of SpeechBrain's ECAPA-TDNN: a file, a folder, or an id on the Hub.
+        language: Of the clips whose words are counted.
+    """
+
+    recognizer: str = DEFAULT_RECOGNIZER
+    speaker_encoder: str = DEFAULT_SPEAKER_ENCODER
+    language: str = "en"
+
+
 class Evaluator:
     """What a worker process keeps: the judges and the codecs that it has met."""
 
-    def __init__(self, judges: Judges, keep_in: Path | None):
-        self.judges, self.keep_in = judges, keep_in
+    def __init__(self, judging: Judging, keep_in: Path | None):
+        self.judges = make_judges(
+            speaker_encoder=judging.speaker_encoder, recognizer=judging.recognizer, language=judging.language
+        )
+        self.language, self.keep_in = judging.language, keep_in
         self.codecs: dict[str, Codec] = {}
 
     def clip(self, system: str, spec: str, recording: Recording) -> Clip:
         """Code one recording, and judge it.
 
         Raises:
-            Exception: Whatever the file, the codec or a judge raises: the caller lists it.
+            ValueError: If the file cannot be read, or the codec or a judge refuses it.
         """
         if spec not in self.codecs:
             self.codecs[spec] = make_codec(spec)
-        original = load_audio(recording.path, SAMPLING_RATE)
-        started = time.perf_counter()
-        coded = self.codecs[spec].run(original, SAMPLING_RATE, recording.name)
-        seconds_to_code = time.perf_counter() - started
+        original = load_audio(recording.path, None, SAMPLING_RATE)
+        coded = self.codecs[spec].run(original, SAMPLING_RATE, recording.path.stem)
         fields = recording.fields
-        figures: Clip = {"system": system, "clip": recording.name, "seconds": len(original) / SAMPLING_RATE}
-        figures |= {key: value for key, value in fields.items() if key != "duration_s"}
-        figures |= {"bits": coded.bits, "seconds_to_code": seconds_to_code}
-        figures |= reconstruction_quality(original, coded.samples, SAMPLING_RATE, fields.get("bandwidth_hz"))
-        figures |= self.judges(original, coded.samples, SAMPLING_RATE, fields.get("text"), fields.get("language"))
+        row: Clip = {"system": system, "clip": recording.name, **fields, "seconds": len(original) / SAMPLING_RATE}
+        row |= {"bits": coded.bits, "file_bits": coded.file_bits}
+        row |= reconstruction_quality(original, coded.samples, SAMPLING_RATE, fields.get("bandwidth_hz"))
+        for name, judge in self.judges.items():
+            if name != "words" or fields.get("language") in (None, self.language):
+                row |= judge(original, coded.samples, SAMPLING_RATE, fields.get("text"))
         if coded.tokens is not None:
-            figures["tokens"] = coded.tokens.tolist()
+            row["tokens"] = coded.tokens.tolist()
         if self.keep_in:
             path = (self.keep_in / system / "audio" / recording.name).with_suffix(".flac")
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
-                soundfile.write(temporary, np.clip(coded.samples, -1.0, 1.0), SAMPLING_RATE)
-        return figures
+                soundfile.write(temporary, coded.samples.clip(-1.0, 1.0), SAMPLING_RATE)
+        return row
 
 
 _evaluator: Evaluator  # of a worker process
 
 
-def _start_worker(judges: Judges, keep_in: Path | None) -> None:
+def _start_worker(judging: Judging, keep_in: Path | None) -> None:
     global _evaluator
     torch.set_num_threads(1)
-    _evaluator = Evaluator(judges, keep_in)
+    _evaluator = Evaluator(judging, keep_in)
 
 
 def _evaluate(system: str, spec: str, recording: Recording) -> Clip:
@@ -184,9 +203,15 @@ class Results:
             file.write(json.dumps(clip) + "\n")
 
 
-def settings_of(spec: str, judges: Judges) -> dict[str, Any]:
+def not_measured() -> list[str]:
+    """Figures that cannot be taken here, and what to install."""
+    return [message for message in (PESQ_MISSING, *missing_judges().values()) if message]
+
+
+def settings_of(spec: str, judging: Judging) -> dict[str, Any]:
     """What the lines of a system depend on: its spec, its weights if it is a checkpoint, and the judges."""
-    settings: dict[str, Any] = {"system": spec, "sampling_rate": SAMPLING_RATE, "judges": judges.settings()}
+    settings: dict[str, Any] = {"system": spec, "sampling_rate": SAMPLING_RATE, "not_measured": not_measured()}
+    settings |= vars(judging)
     folder = Path(spec.removeprefix("jepa:"))
     if spec.startswith("jepa:") and folder.is_dir():
         files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
@@ -198,7 +223,7 @@ def evaluate_systems(
     recordings: Sequence[Recording],
     systems: dict[str, str],
     output: Path,
-    judges: Judges,
+    judging: Judging,
     jobs: int = 1,
     keep_audio: bool = False,
 ) -> tuple[list[Clip], list[dict[str, str]]]:
@@ -208,20 +233,21 @@ def evaluate_systems(
         recordings: What to code.
         systems: Spec of each system (see `codecs.make_codec`) by name.
         output: A folder a system.
-        judges: The slower figures.
+        judging: The slower figures.
         jobs: Processes, one thread each.
         keep_audio: Whether to write the reconstructions, under `audio` in a system's folder.
 
     Returns:
         The clips, in the order of systems and recordings; and those that failed: `system`, `clip` and `error`.
     """
-    results = {name: Results(output / name, settings_of(spec, judges)) for name, spec in systems.items()}
+    systems = {name: with_lag(spec, _originals(recordings)) for name, spec in systems.items()}
+    results = {name: Results(output / name, settings_of(spec, judging)) for name, spec in systems.items()}
     done = {name: {clip["clip"]: clip for clip in result.read()} for name, result in results.items()}
     for name, result in results.items():
         result.restart(list(done[name].values()))
     tasks = [(name, spec, each) for name, spec in systems.items() for each in recordings if each.name not in done[name]]
     failures = []
-    spawn, arguments = multiprocessing.get_context("spawn"), (judges, output if keep_audio else None)
+    spawn, arguments = multiprocessing.get_context("spawn"), (judging, output if keep_audio else None)
     with ProcessPoolExecutor(jobs, spawn, _start_worker, arguments) as pool:
         futures = {pool.submit(_evaluate, *task): task for task in tasks}
         for future in track(as_completed(futures), "clips", total=len(tasks)):
@@ -235,6 +261,23 @@ def evaluate_systems(
             done[name][recording.name] = clip
     clips = [done[name].get(recording.name) for name in systems for recording in recordings]
     return [clip for clip in clips if clip], failures
+
+
+def token_figures(clips: Sequence[Clip], config: JepaDaamConfig) -> dict[str, float | list[float]]:
+    """What the tokens of some clips hold: `token_statistics`, and the entropy of each place of a frame."""
+    tokens = [np.array(clip["tokens"], dtype=np.int64) for clip in clips]
+    sizes = group_vocabulary_sizes(config.levels, config.group_size)
+    seconds = sum(clip["seconds"] for clip in clips)
+    figures: dict[str, Any] = token_statistics(tokens, sizes, config.levels, config.group_size, seconds)
+    digits = [unpack_digits(clip, sizes, config.levels, config.group_size) for clip in tokens]
+    figures["token_entropy_bits_by_place"] = place_statistics(tokens, sizes)["entropy_bits"]
+    figures["digit_entropy_bits_by_place"] = place_statistics(digits, config.levels)["entropy_bits"]
+    return figures
+
+
+def _originals(recordings: Sequence[Recording]) -> Iterator[tuple[str, np.ndarray, int]]:
+    for recording in recordings:
+        yield recording.path.stem, load_audio(recording.path, None, SAMPLING_RATE), SAMPLING_RATE
 
 
 def named_systems(systems: Sequence[str]) -> dict[str, str]:
@@ -263,8 +306,9 @@ def command(
     recordings: Annotated[Path, typer.Argument(help="Folder or manifest of recordings.")],
     system: Annotated[list[str], typer.Option(help="[name=]checkpoint folder, or codec2:700C, opus:6, ...")],
     output: Annotated[Path, typer.Option(help="Folder for figures, report and pictures.")],
-    recogniser: Annotated[str, typer.Option(help="faster-whisper model: name or folder.")] = DEFAULT_RECOGNISER,
-    speaker_encoder: Annotated[str, typer.Option(help="ECAPA-TDNN: Hub id or folder.")] = DEFAULT_SPEAKER_ENCODER,
+    recognizer: Annotated[str, typer.Option(help="faster-whisper: folder, size or Hub id.")] = Judging.recognizer,
+    speaker_encoder: Annotated[str, typer.Option(help="ECAPA-TDNN: file, folder or Hub id.")] = Judging.speaker_encoder,
+    language: Annotated[str, typer.Option(help="Of the clips whose words are counted.")] = Judging.language,
     sets: Annotated[str, typer.Option(help="Sets to take, with commas; all if empty.")] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = os.cpu_count() or 1,
     keep_audio: Annotated[bool, typer.Option(help="Write the reconstructions.")] = False,
@@ -272,14 +316,19 @@ def command(
     """Judge codecs on recordings: quality, bit rate and tokens. Started again, it goes on where it was."""
     try:
         chosen = choose_sets(list_recordings(recordings), sets.split(",") if sets else [])
-        judges = Judges(recogniser, speaker_encoder)
-        for missing in judges.missing():
-            typer.echo(f"not measured: {missing}", err=True)
-        clips, failures = evaluate_systems(chosen, named_systems(system), output, judges, jobs, keep_audio)
+        for missing in not_measured():
+            typer.echo(missing, err=True)
+        judging = Judging(recognizer, speaker_encoder, language)
+        systems = named_systems(system)
+        clips, failures = evaluate_systems(chosen, systems, output, judging, jobs, keep_audio)
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    typer.echo(f"report: {write_report(clips, failures, judges.missing(), output)}")
+    tokens: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, rows in by_system([clip for clip in clips if "tokens" in clip]).items():
+        config = JepaDaamConfig.from_pretrained(systems[name].removeprefix("jepa:"))
+        tokens[name] = {of_set: token_figures(part, config) for of_set, part in grouped(rows, "set").items()}
+    typer.echo(f"report: {write_report(clips, failures, not_measured(), tokens, output)}")
     for failure in failures:
         typer.echo(f"failed: {failure['system']}, {failure['clip']}: {failure['error']}", err=True)
     if failures:

@@ -118,6 +118,16 @@ def quality_table(clips: Sequence[Clip]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def token_table(of_sets: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a line a figure, a column a set. Lists, which are by place, are left to the JSON."""
+    figures = [name for name, value in next(iter(of_sets.values())).items() if not isinstance(value, list)]
+    lines = [["", *of_sets], ["---"] * (1 + len(of_sets))]
+    for figure in figures:
+        cells = [f"{told[figure]:.4g}" if figure in told else "" for told in of_sets.values()]
+        lines.append([figure.replace("_", " "), *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def summary(clips: Sequence[Clip], fields: Sequence[str]) -> dict[str, Any]:
     """The estimates of all figures: `{field: {value: {system: {figure: {value, low, high, clips}}}}}`.
 
@@ -195,7 +205,11 @@ def _cell(told: Estimate | None, figure: Figure) -> str:
 
 
 def write_report(
-    clips: Sequence[Clip], failures: Sequence[dict[str, str]], missing: Sequence[str], output: Path
+    clips: Sequence[Clip],
+    failures: Sequence[dict[str, str]],
+    missing: Sequence[str],
+    tokens: dict[str, dict[str, dict[str, Any]]],
+    output: Path,
 ) -> Path:
     """`summary.json`, `report.md` and the pictures of rate and distortion.
 
@@ -203,13 +217,16 @@ def write_report(
         clips: Of all systems.
         failures: `system`, `clip` and `error` of what could not be judged.
         missing: What was not measured, and why.
+        tokens: Statistics of the tokens, by system and set.
         output: Folder.
 
     Returns:
         The report.
     """
     with replacing(output / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary(clips, GROUPS) | {"failures": list(failures)}, indent=1))
+        temporary.write_text(
+            json.dumps(summary(clips, GROUPS) | {"tokens": tokens, "failures": list(failures)}, indent=1)
+        )
     parts = [
         "# Evaluation",
         "Means over clips (rates: ratios of sums) and their 95 % intervals, by bootstrap over clips.",
@@ -220,6 +237,8 @@ def write_report(
         speakers = len({row.get("speaker") for row in rows})
         minutes = sum(row["seconds"] for row in of_one) / 60
         parts += [f"## {name}: {minutes:.1f} minutes, {len(of_one)} clips, {speakers} speakers", quality_table(rows)]
+    for system, of_sets in tokens.items():
+        parts += [f"## Tokens of {system}", token_table(of_sets)]
     parts += ["## Rate and distortion"]
     parts += [f"![{path.stem}]({path.name})" for path in draw_rate_distortion(clips, output)]
     if failures:

@@ -100,3 +100,9 @@ def test_numbers_must_be_positive():
     for wrong in ({"seconds": 0.0}, {"rounds": 0}, {"batches": (0,)}, {"batches": ()}):
         with pytest.raises(ValueError, match="must be positive"):
             compare(["opus:6"], **wrong)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["opus:6", "--output", str(tmp_path / "absent" / "speed.json")])
+    assert "--output: no folder" in capsys.readouterr().err

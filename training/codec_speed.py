@@ -263,6 +263,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--recording", help="sound file to cut the clips from; noise without it")
     options = vars(parser.parse_args(arguments))
     specs, output = options.pop("specs"), options.pop("output")
+    if not output.absolute().parent.is_dir():
+        parser.error(f"--output: no folder {output.parent}")
     rows = compare(specs, **options)
     write_report(output, rows, **options)
     title = f"clips of {options['seconds']:g} s, {options['threads']} threads, median of {options['rounds']}"

@@ -288,7 +288,7 @@ def test_against_noise_every_figure_is_at_its_floor(speech):
     assert floor["mr_stft_distance"] > 3
 
 
-@pytest.mark.parametrize("lag", [-700, -37, 0, 1, 350])
+@pytest.mark.parametrize("lag", [-700, 0, 37])
 def test_the_delay_of_a_codec_is_found_and_taken_away(sentences, lag):
     late = [remove_lag(clip, -lag, len(clip)) for clip in sentences]
     assert constant_lag(sentences, late, RATE) == lag

@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SAMPLE := tests/audio/1688-142285-0003.flac
 
-.PHONY: demo test check test-slow test-transformers train-smoke lint types fast-tests bench bench-training format clean
+.PHONY: demo test check test-slow test-transformers train-smoke evaluate lint types fast-tests bench bench-training format clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,10 +44,19 @@ train-smoke: $(VENV)/.installed
 	$(BIN)/python -m tests.train_smoke
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.speed
 
 bench-training: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.training
+
+# make evaluate RECORDINGS=folder-or-manifest CHECKPOINT=folder [EVALUATION=--recognizer=... --speaker-encoder=...]
+OUTPUT ?= runs/evaluation
+evaluate: $(VENV)/.evaluation
+	$(BIN)/jepa-audio evaluate $(RECORDINGS) --system $(CHECKPOINT) --output $(OUTPUT) $(EVALUATION)
+
+$(VENV)/.evaluation: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,evaluation]'
+	touch $@
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

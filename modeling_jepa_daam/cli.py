@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -389,6 +390,22 @@ def bench(
         median = statistics.median(times)
         table.add_row(name, f"{median:.3f}", f"{seconds / median:.1f}")
     console.print(table)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def evaluate(context: typer.Context) -> None:
+    """Measure quality, bit rate and tokens on recordings, beside other codecs (`evaluate --help`; in a clone only)."""
+    clone = Path(__file__).parents[1]
+    if not (clone / "training" / "evaluate_tokenizer.py").is_file():
+        raise _fail(
+            "evaluation is part of the repository, not of the package: clone it, `pip install -e '.[evaluation]'`"
+        )
+    sys.path.insert(0, str(clone))
+    from training.evaluate_tokenizer import app as evaluation
+
+    evaluation(args=context.args, prog_name="jepa-audio evaluate")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ RESAMPLES = 1000
 LEVEL = 0.95
 
 
+def bootstrap_draws(num_units: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Positions of units, drawn with replacement: `(resamples, num_units)`, int64."""
+    return np.random.default_rng(seed).integers(num_units, size=(resamples, num_units))
+
+
 def bootstrap_figures(
     statistic: Callable[[np.ndarray], float], num_units: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
@@ -27,8 +32,7 @@ def bootstrap_figures(
     """
     if num_units < 2:
         raise ValueError(f"`num_units` must be at least 2, got {num_units}")
-    rng = np.random.default_rng(seed)
-    return np.array([statistic(rng.integers(num_units, size=num_units)) for _ in range(resamples)])
+    return np.array([statistic(positions) for positions in bootstrap_draws(num_units, resamples, seed)])
 
 
 def interval_of(figures: np.ndarray) -> tuple[float, float]:

@@ -28,7 +28,7 @@ from modeling_jepa_daam.files import replacing
 from modeling_jepa_daam.packing import group_vocabulary_sizes
 
 from .codecs import Codec, make_codec, with_lag
-from .judges import DEFAULT_RECOGNIZER, DEFAULT_SPEAKER_ENCODER, make_judges, missing_judges
+from .judges import DEFAULT_RECOGNIZER, DEFAULT_SPEAKER_ENCODER, JUDGES, Judge, make_judges, missing_judges
 from .metrics.token_statistics.frame_statistics import place_statistics, unpack_digits
 from .quality import PESQ_MISSING, reconstruction_quality, token_statistics
 from .report import Clip, by_system, grouped, write_report
@@ -65,7 +65,10 @@ def list_recordings(source: Path) -> list[Recording]:
     if manifest.is_file():
         found = []
         for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{manifest}, line {number}: not JSON: {error}") from error
             name = row.get("file") or row.get("path")
             if not name:
                 raise ValueError(f"{manifest}, line {number}: need `file` or `path`, got {sorted(row)}")
@@ -103,24 +106,42 @@ class Judging:
     """Which slower judges a worker makes, and of what.
 
     Args:
+        names: Of `judges.JUDGES`; those whose packages are not installed are left out.
         recognizer: faster-whisper model: a folder, a size, or an id on the Hub.
         speaker_encoder: Weights of SpeechBrain's ECAPA-TDNN: a file, a folder, or an id on the Hub.
         language: Of the clips whose words are counted.
     """
 
+    names: tuple[str, ...] = tuple(JUDGES)
     recognizer: str = DEFAULT_RECOGNIZER
     speaker_encoder: str = DEFAULT_SPEAKER_ENCODER
     language: str = "en"
+
+    def make(self) -> dict[str, Judge]:
+        """The judges, by name.
+
+        Raises:
+            ValueError: If one has no such name, or its weights cannot be had.
+        """
+        made: dict[str, Judge] = {}
+        for name in self.names:
+            try:
+                made |= make_judges([name], self.speaker_encoder, self.recognizer, self.language)
+            except (OSError, RuntimeError) as error:
+                problem = f"{type(error).__name__}: {error}"
+                raise ValueError(f"`judges`: {name}: name its weights, or leave it out: {problem}") from error
+        return made
+
+    def missing(self) -> list[str]:
+        """Figures that cannot be taken here, and what to install."""
+        return [message for message in (PESQ_MISSING, *missing_judges(self.names).values()) if message]
 
 
 class Evaluator:
     """What a worker process keeps: the judges and the codecs that it has met."""
 
     def __init__(self, judging: Judging, keep_in: Path | None):
-        self.judges = make_judges(
-            speaker_encoder=judging.speaker_encoder, recognizer=judging.recognizer, language=judging.language
-        )
-        self.language, self.keep_in = judging.language, keep_in
+        self.judges, self.language, self.keep_in = judging.make(), judging.language, keep_in
         self.codecs: dict[str, Codec] = {}
 
     def clip(self, system: str, spec: str, recording: Recording) -> Clip:
@@ -203,15 +224,10 @@ class Results:
             file.write(json.dumps(clip) + "\n")
 
 
-def not_measured() -> list[str]:
-    """Figures that cannot be taken here, and what to install."""
-    return [message for message in (PESQ_MISSING, *missing_judges().values()) if message]
-
-
 def settings_of(spec: str, judging: Judging) -> dict[str, Any]:
     """What the lines of a system depend on: its spec, its weights if it is a checkpoint, and the judges."""
-    settings: dict[str, Any] = {"system": spec, "sampling_rate": SAMPLING_RATE, "not_measured": not_measured()}
-    settings |= vars(judging)
+    settings: dict[str, Any] = {"system": spec, "sampling_rate": SAMPLING_RATE}
+    settings |= vars(judging) | {"names": list(judging.names), "missing": judging.missing()}
     folder = Path(spec.removeprefix("jepa:"))
     if spec.startswith("jepa:") and folder.is_dir():
         files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
@@ -239,7 +255,13 @@ def evaluate_systems(
 
     Returns:
         The clips, in the order of systems and recordings; and those that failed: `system`, `clip` and `error`.
+
+    Raises:
+        ValueError: If a system or a judge cannot be made, or `output` has lines that were made with other settings.
     """
+    for spec in systems.values():  # what is missing is noticed here, and not in each worker
+        make_codec(spec)
+    judging.make()
     systems = {name: with_lag(spec, _originals(recordings)) for name, spec in systems.items()}
     results = {name: Results(output / name, settings_of(spec, judging)) for name, spec in systems.items()}
     done = {name: {clip["clip"]: clip for clip in result.read()} for name, result in results.items()}
@@ -289,9 +311,9 @@ def named_systems(systems: Sequence[str]) -> dict[str, str]:
     named = {ORIGINAL: ORIGINAL}
     for system in systems:
         name, _, spec = system.rpartition("=")
+        name = name or spec.strip("/").replace(":", "-").replace("/", "-")
         if ":" not in spec and spec != ORIGINAL:
             spec = f"jepa:{spec}"
-        name = name or spec.replace(":", "-").replace("/", "-")
         if name in named or "/" in name:
             raise ValueError(f"`system`: need a name of its own, without '/', got {system!r}")
         named[name] = spec
@@ -306,6 +328,7 @@ def command(
     recordings: Annotated[Path, typer.Argument(help="Folder or manifest of recordings.")],
     system: Annotated[list[str], typer.Option(help="[name=]checkpoint folder, or codec2:700C, opus:6, ...")],
     output: Annotated[Path, typer.Option(help="Folder for figures, report and pictures.")],
+    judges: Annotated[str, typer.Option(help="Slower figures: some of these.")] = ",".join(JUDGES),
     recognizer: Annotated[str, typer.Option(help="faster-whisper: folder, size or Hub id.")] = Judging.recognizer,
     speaker_encoder: Annotated[str, typer.Option(help="ECAPA-TDNN: file, folder or Hub id.")] = Judging.speaker_encoder,
     language: Annotated[str, typer.Option(help="Of the clips whose words are counted.")] = Judging.language,
@@ -316,9 +339,9 @@ def command(
     """Judge codecs on recordings: quality, bit rate and tokens. Started again, it goes on where it was."""
     try:
         chosen = choose_sets(list_recordings(recordings), sets.split(",") if sets else [])
-        for missing in not_measured():
+        judging = Judging(tuple(judges.split(",")) if judges else (), recognizer, speaker_encoder, language)
+        for missing in judging.missing():
             typer.echo(missing, err=True)
-        judging = Judging(recognizer, speaker_encoder, language)
         systems = named_systems(system)
         clips, failures = evaluate_systems(chosen, systems, output, judging, jobs, keep_audio)
     except ValueError as error:
@@ -328,7 +351,7 @@ def command(
     for name, rows in by_system([clip for clip in clips if "tokens" in clip]).items():
         config = JepaDaamConfig.from_pretrained(systems[name].removeprefix("jepa:"))
         tokens[name] = {of_set: token_figures(part, config) for of_set, part in grouped(rows, "set").items()}
-    typer.echo(f"report: {write_report(clips, failures, not_measured(), tokens, output)}")
+    typer.echo(f"report: {write_report(clips, failures, judging.missing(), tokens, output)}")
     for failure in failures:
         typer.echo(f"failed: {failure['system']}, {failure['clip']}: {failure['error']}", err=True)
     if failures:

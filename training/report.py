@@ -14,9 +14,9 @@ import numpy as np
 
 from modeling_jepa_daam.files import replacing
 
+from .bootstrap import bootstrap_draws, interval_of
+
 GROUPS = ("set", "source", "language", "group", "speaker", "bandwidth_hz")  # fields that the summary groups by
-RESAMPLINGS = 2000
-CONFIDENCE = 0.95
 Clip = dict[str, Any]
 
 
@@ -68,13 +68,11 @@ class Estimate:
     clips: int
 
 
-def estimate(clips: Sequence[Clip], figure: Figure, seed: int = 0) -> Estimate | None:
+def estimate(clips: Sequence[Clip], figure: Figure) -> Estimate | None:
     """Mean, or ratio of sums, over the clips that have the figure, with a percentile bootstrap over clips.
 
     Returns:
         `None` if no clip has it.
-
-    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
     """
     needed = [figure.numerator] + ([figure.denominator] if figure.denominator else [])
     having = [clip for clip in clips if all(clip.get(key) is not None for key in needed)]
@@ -84,12 +82,11 @@ def estimate(clips: Sequence[Clip], figure: Figure, seed: int = 0) -> Estimate |
     denominator = np.array([clip[figure.denominator] if figure.denominator else 1.0 for clip in having])
     if denominator.sum() == 0:
         return None
-    chosen = np.random.default_rng(seed).integers(0, len(having), (RESAMPLINGS, len(having)))
+    chosen = bootstrap_draws(len(having))
     sums = denominator[chosen].sum(axis=1)
-    ratios = figure.scale * numerator[chosen].sum(axis=1)[sums > 0] / sums[sums > 0]
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = interval_of(figure.scale * numerator[chosen].sum(axis=1)[sums > 0] / sums[sums > 0])
     value = figure.scale * numerator.sum() / denominator.sum()
-    return Estimate(float(value), float(low), float(high), len(having))
+    return Estimate(float(value), low, high, len(having))
 
 
 def by_system(clips: Sequence[Clip]) -> dict[str, list[Clip]]:

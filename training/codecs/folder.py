@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import soxr
-from pystoi import stoi
 
 from modeling_jepa_daam.audio import load_audio
 
+from ..metrics.codec_quality.alignment import CLIPS as LAG_CLIPS
+from ..metrics.codec_quality.alignment import constant_lag
 from .base import Codec, Coded, check_clip, shift
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 SPEC = re.compile(r"(?P<path>.+?)(:(?P<bps>\d+(\.\d+)?))?(:(?P<lag>-?\d+(\.\d+)?)ms)?")
-LAG_CLIPS = 3
-STOI_RATE = 16000  # Hz
-LAGS = sorted(range(-480, 481, 40), key=abs)  # samples at STOI_RATE: up to 30 ms, in steps of 2.5 ms
+LAG_RATE = 16000  # Hz, at which lags are found
 
 
 class Folder(Codec):
@@ -83,8 +82,8 @@ class Folder(Codec):
 def with_lag(spec: str, clips: Iterable[tuple[str, np.ndarray, int]]) -> str:
     """The spec of a folder with its constant lag written in; any other spec as it is.
 
-    The lag is the one, of those up to 30 ms in steps of 2.5 ms, at which the first three clips that the folder has
-    score the highest sum of STOI. Do this once, before workers make codecs: each of them sees other clips.
+    It is the `constant_lag` of the first clips that the folder has. Do this once, before workers make codecs: each of
+    them sees other clips.
 
     Args:
         spec: As for `make_codec`.
@@ -99,14 +98,13 @@ def with_lag(spec: str, clips: Iterable[tuple[str, np.ndarray, int]]) -> str:
     folder = Folder.from_spec(rest)
     if folder.lag_ms is not None:
         return spec
-    pairs = []
+    originals, reconstructions = [], []
     for name, samples, sampling_rate in clips:
         if name in folder:
-            original = soxr.resample(samples, sampling_rate, STOI_RATE)
-            pairs.append((original, folder.read(name, STOI_RATE)))
-        if len(pairs) == LAG_CLIPS:
+            originals.append(soxr.resample(samples, sampling_rate, LAG_RATE))
+            reconstructions.append(shift(folder.read(name, LAG_RATE), 0, len(originals[-1])))
+        if len(originals) == LAG_CLIPS:
             break
-    if not pairs:
+    if not originals:
         raise ValueError(f"`clips`: none of them is in {folder.path}")
-    scores = {lag: sum(stoi(x, shift(y, lag, len(x)), STOI_RATE) for x, y in pairs) for lag in LAGS}
-    return f"{spec}:{1000 * max(scores, key=scores.__getitem__) / STOI_RATE:g}ms"
+    return f"{spec}:{1000 * constant_lag(originals, reconstructions, LAG_RATE) / LAG_RATE:g}ms"

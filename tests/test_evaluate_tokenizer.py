@@ -1,0 +1,146 @@
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from modeling_jepa_daam import JepaDaamConfig, make_untrained_checkpoint
+from modeling_jepa_daam.cli import app as jepa_audio
+from tests.conftest import SPEECH, TINY
+from training.evaluate_tokenizer import Judging, evaluate_systems, list_recordings, named_systems
+
+NO_JUDGES = Judging(names=())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_untrained_checkpoint(JepaDaamConfig(**TINY), tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    folder = tmp_path / "recordings"
+    (folder / "read").mkdir(parents=True)
+    shutil.copy(SPEECH, folder / "read" / "a.flac")
+    shutil.copy(SPEECH.with_name("1688-142285-0002.flac"), folder / "read" / "b.flac")
+    return folder
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_folder_is_searched_at_every_depth_and_its_folders_are_the_sets(recordings):
+    shutil.copy(SPEECH, recordings / "c.flac")
+    found = list_recordings(recordings)
+    assert [each.name for each in found] == ["c.flac", "read/a.flac", "read/b.flac"]
+    assert [each.fields["set"] for each in found] == ["recordings", "read", "read"]
+
+
+def test_a_manifest_in_the_folder_tells_more(recordings):
+    row = {"file": "read/a.flac", "set": "clean", "speaker": "s", "text": "hello", "bandwidth_hz": 8000, "gender": None}
+    (recordings / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    (only,) = list_recordings(recordings)
+    assert only.path == recordings / "read" / "a.flac"
+    assert only.fields == {"set": "clean", "speaker": "s", "text": "hello", "bandwidth_hz": 8000}
+    assert list_recordings(recordings / "manifest.jsonl") == [only]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no sound files"),
+        ('{"set": "read"}\n', r"line 1: need `file` or `path`, got \['set'\]"),
+        ('{"file": "a.flac"}\n{"path": "a.flac"}\n', "names a file more than once"),
+        ('{"file": \n', "line 1: not JSON"),
+    ],
+)
+def test_a_manifest_that_is_none(tmp_path, text, message):
+    (tmp_path / "manifest.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list_recordings(tmp_path)
+
+
+def test_systems_have_names_of_their_own():
+    assert named_systems(["runs/codec/model", "low=codec2:700C", "opus:6"]) == {
+        "original": "original",
+        "runs-codec-model": "jepa:runs/codec/model",
+        "low": "codec2:700C",
+        "opus-6": "opus:6",
+    }
+    for doubled in (["a=opus:6", "a=opus:8"], ["original=opus:6"], ["a/b=opus:6"]):
+        with pytest.raises(ValueError, match="need a name of its own"):
+            named_systems(doubled)
+
+
+def test_real_speech_through_tokens_and_the_original_beside_it(recordings, checkpoint, tmp_path):
+    found = list_recordings(recordings)
+    systems = named_systems([f"ours={checkpoint}"])
+    clips, failures = evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES, keep_audio=True)
+    assert failures == []
+    assert [(clip["system"], clip["clip"]) for clip in clips] == [
+        (system, name) for system in ("original", "ours") for name in ("read/a.flac", "read/b.flac")
+    ]
+    for original, ours in zip(clips[:2], clips[2:], strict=True):
+        assert original["stoi"] == pytest.approx(1.0)
+        assert original["mel_distance"] == 0.0
+        assert original["bits"] is None
+        assert ours["stoi"] < 0.6  # untrained
+        config = JepaDaamConfig(**TINY)
+        frames = -(-round(ours["seconds"] * 24000) // config.hop_length)
+        assert len(ours["tokens"]) == frames
+        assert ours["bits"] >= frames * config.bitrate_bps / config.frame_rate
+    assert (tmp_path / "out" / "ours" / "audio" / "read" / "a.flac").is_file()
+
+
+def test_started_again_it_goes_on_where_it_was(recordings, checkpoint, tmp_path):
+    found, systems = list_recordings(recordings), {"ours": f"jepa:{checkpoint}"}
+    whole, _ = evaluate_systems(found, systems, tmp_path, NO_JUDGES)
+    path = tmp_path / "ours" / "clips.jsonl"
+    kept, lost = lines(path)
+    path.write_text(json.dumps(kept | {"stoi": 0.123}) + "\n" + json.dumps(lost)[:-20])  # killed while it wrote
+    again, _ = evaluate_systems(found, systems, tmp_path, NO_JUDGES)
+    by_name = {clip["clip"]: clip for clip in whole}
+    assert {clip["clip"]: clip for clip in again} == by_name | {kept["clip"]: kept | {"stoi": 0.123}}
+    assert len(lines(path)) == 2
+
+
+def test_figures_of_other_weights_are_not_mixed(recordings, checkpoint, tmp_path):
+    other = shutil.copytree(checkpoint, tmp_path / "model")
+    found, systems = list_recordings(recordings)[:1], {"ours": f"jepa:{other}"}
+    evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"fsq_temperature": 0.5}))
+    with pytest.raises(ValueError, match=r"made with other settings \(sha256\)"):
+        evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES)
+
+
+def test_what_fails_is_listed_and_the_rest_is_done(recordings, checkpoint, tmp_path):
+    (recordings / "read" / "broken.flac").write_bytes(b"fLaC, they say")
+    arguments = [str(recordings), "--system", f"ours={checkpoint}", "--judges", "", "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(jepa_audio, ["evaluate", *arguments, "--jobs", "1"])
+    assert done.exit_code == 1
+    assert "failed: ours, read/broken.flac: ValueError: " in done.output
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "## read: " in report
+    assert "| ours | 2 |" in report
+    assert "read/broken.flac" in report
+    assert "digits never change" in report
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())
+    levels = JepaDaamConfig(**TINY).levels
+    assert len(told["tokens"]["ours"]["read"]["digit_entropy_bits_by_place"]) == len(levels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--system", "nothing"], "no checkpoint"),
+        (["--system", "vorbis:6"], "`spec` must be one of"),
+        (["--system", "original2=original", "--judges", "taste"], "must be among"),
+        (["--system", "o=original", "--judges", "", "--sets", "music,read"], "`sets`: no recordings of music"),
+    ],
+)
+def test_wrong_usage(recordings, tmp_path, arguments, message):
+    done = CliRunner().invoke(jepa_audio, ["evaluate", str(recordings), "--output", str(tmp_path), *arguments])
+    assert done.exit_code == 2
+    assert message in done.output

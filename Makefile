@@ -52,6 +52,10 @@ bench-training: $(VENV)/.installed
 # make evaluate RECORDINGS=folder-or-manifest CHECKPOINT=folder [EVALUATION=--recognizer=... --speaker-encoder=...]
 OUTPUT ?= runs/evaluation
 evaluate: $(VENV)/.evaluation
+	mkdir -p $(OUTPUT)
+	$(BIN)/python -m training.codec_speed jepa:$(CHECKPOINT) model:mimi model:encodec model:dac \
+		--recording $(SAMPLE) --output $(OUTPUT)/speed.json
+	$(BIN)/python -m training.robustness $(CHECKPOINT) $(RECORDINGS) --max-clips 8 --output $(OUTPUT)
 	$(BIN)/jepa-audio evaluate $(RECORDINGS) --system $(CHECKPOINT) --output $(OUTPUT) $(EVALUATION)
 
 $(VENV)/.evaluation: $(VENV)/.installed

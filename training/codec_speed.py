@@ -40,8 +40,10 @@ from modeling_jepa_daam.files import replacing
 from . import timing
 from .codecs import WaveformCodec, make_codec
 from .codecs.programs import ProgramCodec
+from .markdown import markdown_table
 
 DIRECTIONS = ("encode", "decode")
+COLUMNS = ("codec", "batch", "times real time", "peak MB")  # the last two: encode / decode
 RIVALS = {"mimi": "MimiModel", "encodec": "EncodecModel", "dac": "DacModel 24 kHz"}
 
 
@@ -213,28 +215,38 @@ def compare(
 
 
 def write_report(path: Path, rows: list[Row], **settings: Any) -> None:
-    """Write rows and what they depend on as JSON; the file appears whole or not at all."""
+    """Write rows and what they depend on as JSON, and beside it a table in Markdown."""
     machine = {"machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__}
     report = {**machine, **settings, "rows": [asdict(row) for row in rows]}
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n")
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(markdown_table(COLUMNS, cells(rows)) + "\n")
 
 
 def table(rows: list[Row], title: str) -> Table:
     """Rows as a table: one line a codec and batch size, encode / decode in each cell."""
     result = Table(title=title, caption="encode / decode; - is not measured")
-    result.add_column("codec")
-    for column in ("batch", "times real time", "peak MB"):
-        result.add_column(column, justify="right")
-    for encoding, decoding in zip(rows[::2], rows[1::2], strict=True):
-        pair = (encoding, decoding)
-        result.add_row(
+    for column in COLUMNS:
+        result.add_column(column, justify="left" if column == COLUMNS[0] else "right")
+    for line in cells(rows):
+        result.add_row(*line)
+    return result
+
+
+def cells(rows: list[Row]) -> list[list[str]]:
+    """The texts of the table's lines."""
+    return [
+        [
             encoding.spec,
             str(encoding.batch),
-            " / ".join(f"{row.times_real_time:.1f}" for row in pair),
-            " / ".join("-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}" for row in pair),
-        )
-    return result
+            " / ".join(f"{row.times_real_time:.1f}" for row in (encoding, decoding)),
+            " / ".join(
+                "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}" for row in (encoding, decoding)
+            ),
+        ]
+        for encoding, decoding in zip(rows[::2], rows[1::2], strict=True)
+    ]
 
 
 def _clips(task: Task, sampling_rate: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from modeling_jepa_daam.files import replacing
 
 from .config import PretrainConfig, load_config
 from .frozen import load_frozen
+from .markdown import markdown_table
 from .pretrain_encoder import make_model
 from .probes import encoder_features, length_features, load_probe_clips, log_mel_features, probe_all
 from .tracking import read_metrics
@@ -163,13 +164,13 @@ def last_figures(output: Path, variant: str, seeds: Sequence[int]) -> list[dict[
 def spread_table(figures: dict[str, list[dict[str, float]]], title: str) -> str:
     """A Markdown table of means over seeds, with half the range from the lowest to the highest."""
     keys = list(dict.fromkeys(key for rows in figures.values() for row in rows for key in row))
-    lines = [[title, *keys], ["---"] * (1 + len(keys))]
+    lines = []
     for name, rows in figures.items():
         cells = [np.array([row[key] for row in rows]) for key in keys]
         lines.append(
             [name, *(f"{cell.mean():.3f}" + (f" ± {np.ptp(cell) / 2:.3f}" if len(cell) > 1 else "") for cell in cells)]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([title, *keys], lines)
 
 
 def draw_curves(output: Path, seeds: Sequence[int], path: Path) -> None:

@@ -47,6 +47,7 @@ from modeling_jepa_daam.files import replacing
 
 from .bootstrap import bootstrap_figures
 from .frozen import frozen_by_name
+from .markdown import markdown_table
 
 SAMPLING_RATE = 24000  # Hz, of the clips
 # Share of a source's clips that is read, and seconds of each that are kept: what a run of two minutes can pay.
@@ -368,14 +369,6 @@ def matched_area(margins: np.ndarray, labels: np.ndarray, lengths: np.ndarray) -
     return float(np.mean((np.sign(gaps) + 1) / 2)) if gaps.size else 0.5
 
 
-def markdown_table(figures: dict[str, dict[str, float]]) -> str:
-    """A row per kind of features, a column per probe."""
-    probes = list(next(iter(figures.values())))
-    lines = [["features", *probes], ["---"] * (1 + len(probes))]
-    lines += [[name, *(f"{row[probe]:.3f}" for probe in probes)] for name, row in figures.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def command(
     shards: Annotated[list[Path], typer.Argument(help="Tar files of source/speaker/name.opus and .json.")],
     output: Annotated[Path, typer.Option(help="JSON file to write: figures by features and probe.")],
@@ -407,7 +400,9 @@ def command(
         progress(name)
     with replacing(output) as temporary:
         temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    typer.echo(markdown_table(figures))
+    probes = list(next(iter(figures.values())))
+    rows = [[name, *(f"{row[probe]:.3f}" for probe in probes)] for name, row in figures.items()]
+    typer.echo(markdown_table(["features", *probes], rows))
 
 
 if __name__ == "__main__":

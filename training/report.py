@@ -15,8 +15,14 @@ import numpy as np
 from modeling_jepa_daam.files import replacing
 
 from .bootstrap import bootstrap_draws, interval_of
+from .markdown import markdown_table
 
 GROUPS = ("set", "source", "language", "group", "speaker", "bandwidth_hz")  # fields that the summary groups by
+ADDITIONS = {  # what other commands may have written into the same folder
+    "speed.md": "Speed and memory, encode / decode (`training.codec_speed`)",
+    "robustness.md": "How far tokens move (`training.robustness`)",
+    "token_probes.md": "What is in the tokens (`training.token_probes`)",
+}
 Clip = dict[str, Any]
 
 
@@ -109,20 +115,21 @@ def quality_table(clips: Sequence[Clip]) -> str:
     estimates = {system: [estimate(rows, figure) for figure in FIGURES] for system, rows in systems.items()}
     used = [number for number in range(len(FIGURES)) if any(row[number] for row in estimates.values())]
     head = ["system", "clips", *(FIGURES[number].title for number in used)]
-    lines = [head, ["---"] * len(head)]
-    for system, row in estimates.items():
-        lines.append([system, str(len(systems[system])), *(_cell(row[number], FIGURES[number]) for number in used)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [
+        [system, str(len(systems[system])), *(_cell(row[number], FIGURES[number]) for number in used)]
+        for system, row in estimates.items()
+    ]
+    return markdown_table(head, lines)
 
 
 def token_table(of_sets: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line a figure, a column a set. Lists, which are by place, are left to the JSON."""
     figures = [name for name, value in next(iter(of_sets.values())).items() if not isinstance(value, list)]
-    lines = [["", *of_sets], ["---"] * (1 + len(of_sets))]
-    for figure in figures:
-        cells = [f"{told[figure]:.4g}" if figure in told else "" for told in of_sets.values()]
-        lines.append([figure.replace("_", " "), *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [
+        [figure.replace("_", " "), *(f"{told[figure]:.4g}" if figure in told else "" for told in of_sets.values())]
+        for figure in figures
+    ]
+    return markdown_table(["", *of_sets], lines)
 
 
 def summary(clips: Sequence[Clip], fields: Sequence[str]) -> dict[str, Any]:
@@ -208,7 +215,7 @@ def write_report(
     tokens: dict[str, dict[str, dict[str, Any]]],
     output: Path,
 ) -> Path:
-    """`summary.json`, `report.md` and the pictures of rate and distortion.
+    """`summary.json`, `report.md` and the pictures of rate and distortion; the report holds `ADDITIONS`, too.
 
     Args:
         clips: Of all systems.
@@ -236,11 +243,14 @@ def write_report(
         parts += [f"## {name}: {minutes:.1f} minutes, {len(of_one)} clips, {speakers} speakers", quality_table(rows)]
     for system, of_sets in tokens.items():
         parts += [f"## Tokens of {system}", token_table(of_sets)]
+    for name, title in ADDITIONS.items():
+        if (output / name).exists():
+            parts += [f"## {title}", (output / name).read_text().strip()]
     parts += ["## Rate and distortion"]
     parts += [f"![{path.stem}]({path.name})" for path in draw_rate_distortion(clips, output)]
     if failures:
-        lines = [f"| {row['system']} | {row['clip']} | {row['error']} |" for row in failures]
-        parts += ["## Clips that failed", "\n".join(["| system | clip | error |", "| --- | --- | --- |", *lines])]
+        lines = [[row["system"], row["clip"], row["error"]] for row in failures]
+        parts += ["## Clips that failed", markdown_table(["system", "clip", "error"], lines)]
     with replacing(output / "report.md") as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
     return output / "report.md"

@@ -48,6 +48,7 @@ from .bootstrap import bootstrap_interval
 from .data import read_segment
 from .disturbances import BABBLE_VOICES, GAINS_DB, rng_of, standard_disturbances
 from .frozen import load_frozen
+from .markdown import markdown_table
 from .quality import PESQ_MISSING, reconstruction_quality
 from .reconstruction import Clip, reconstruct
 from .recordings import list_files, list_manifest
@@ -261,9 +262,6 @@ def _mean_of(values: np.ndarray, drawn: np.ndarray) -> float:
 def markdown(table: dict[str, dict[str, dict[str, Any]]]) -> str:
     """What moved, with intervals, and below it the quality under each disturbance."""
 
-    def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows])
-
     def cell(figure: dict[str, Any], scale: float, digits: int) -> str:
         mean, *interval = (f"{scale * x:.{digits}f}" for x in (figure["mean"], *figure.get("interval", ())))
         return f"{mean} ({' to '.join(interval)})" if interval else mean
@@ -285,9 +283,11 @@ def markdown(table: dict[str, dict[str, dict[str, Any]]]) -> str:
         if "clean/mel_distance" in figures
     ]
     return (
-        lines(["compared with the clip as it is", "tokens changed %", "digits changed %", "digit steps"], movement)
+        markdown_table(
+            ["compared with the clip as it is", "tokens changed %", "digits changed %", "digit steps"], movement
+        )
         + "\n\n"
-        + lines(["quality", *(column.replace("/", " ") for column in columns)], quality)
+        + markdown_table(["quality", *(column.replace("/", " ") for column in columns)], quality)
         + "\n"
     )
 

@@ -40,6 +40,7 @@ from modeling_jepa_daam.packing import pack_frames
 
 from .bootstrap import interval_of
 from .frozen import frozen_by_name
+from .markdown import markdown_table
 from .probes import (
     PROBES,
     SAMPLING_RATE,
@@ -174,14 +175,14 @@ def markdown(result: dict[str, Any], first: str) -> str:
     def table(title: str, figures: Table, sign: str = "") -> str:
         """A row per kind of features, a column per probe."""
         probes = list(result["tested"])
-        lines = [[title, *probes], ["---"] * (1 + len(probes))]
+        lines = []
         for name, row in figures.items():
             cells = []
             for probe in probes:
                 figure, low, high = (f"{x:{sign}.3f}" for x in (row[probe]["figure"], *row[probe]["interval"]))
                 cells.append(f"{figure} ({low} to {high})")
             lines.append([name, *cells])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return markdown_table([title, *probes], lines)
 
     counts = (f"{probe} {count['clips']} ({count['units']})" for probe, count in result["tested"].items())
     text = table("features", result["figures"])

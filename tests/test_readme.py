@@ -30,7 +30,7 @@ def test_nothing_was_left_to_fill_in():
 
 def test_it_lists_the_commands_there_are():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert commands == {"info", "init", "encode", "decode", "reconstruct", "plot", "bench"}
+    assert commands == {"info", "init", "encode", "decode", "reconstruct", "plot", "bench", "evaluate"}
     assert all(re.search(rf"jepa-audio {name}|`{name}`", README) for name in commands)
 
 

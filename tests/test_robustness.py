@@ -10,7 +10,7 @@ from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.packing import pack_frames
 from training import robustness
 from training.disturbances import standard_disturbances
-from training.quality import MAX_SI_SDR_DB
+from training.metrics.codec_quality.clip_quality import MAX_SI_SDR_DB
 from training.reconstruction import Clip
 from training.robustness import (
     list_recordings,

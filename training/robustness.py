@@ -72,7 +72,7 @@ def list_recordings(
     """Rows of `recordings.RECORDING`, by name; of many, `max_clips` that are evenly spread over the list.
 
     Args:
-        sources: Folders, tar files, manifests.
+        sources: Folders, whose `manifest.jsonl` counts if there is one; tar files; manifests.
         max_clips: Of all sources together.
         where: Metadata that a recording must have.
 
@@ -81,8 +81,10 @@ def list_recordings(
         ValueError: If there are no recordings, or a source is damaged.
     """
     rows: list[dict] = []
-    for source in map(str, sources):
-        rows += (list_manifest if source.endswith(".jsonl") else list_files)(source, where or {})
+    for source in map(Path, sources):
+        manifest = source / "manifest.jsonl" if source.is_dir() else source
+        listed = list_manifest if manifest.suffix == ".jsonl" and manifest.exists() else list_files
+        rows += listed(str(manifest if listed is list_manifest else source), where or {})
     if not rows:
         raise ValueError(f"`recordings`: no sound files in {', '.join(map(str, sources))}")
     rows.sort(key=lambda row: (row["name"], row["path"], row["offset"]))

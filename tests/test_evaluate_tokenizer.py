@@ -1,13 +1,19 @@
 import json
+import os
 import shutil
+import signal
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 import pytest
+import soundfile
 from typer.testing import CliRunner
 
 from modeling_jepa_daam import JepaDaamConfig, make_untrained_checkpoint
 from modeling_jepa_daam.cli import app as jepa_audio
 from tests.conftest import SPEECH, TINY
 from training.evaluate_tokenizer import Judging, evaluate_systems, list_recordings, named_systems
+from training.processes import run_in_processes
 
 NO_JUDGES = Judging(names=())
 
@@ -51,8 +57,11 @@ def test_a_manifest_in_the_folder_tells_more(recordings):
     [
         ("", "no sound files"),
         ('{"set": "read"}\n', r"line 1: need `file` or `path`, got \['set'\]"),
-        ('{"file": "a.flac"}\n{"path": "a.flac"}\n', "names a file more than once"),
+        ('{"file": "a.flac"}\n\n{"path": "a.flac"}\n', "names a file more than once"),
+        ('{"file": "a.flac"}\n{"path": "../a.flac"}\n', "names a file more than once"),
         ('{"file": \n', "line 1: not JSON"),
+        ("[1]\n", "line 1: need `file` or `path`"),
+        ('{"file": "a.flac", "bandwidth_hz": "8000"}\n', "line 1: `bandwidth_hz` must not be '8000'"),
     ],
 )
 def test_a_manifest_that_is_none(tmp_path, text, message):
@@ -68,7 +77,8 @@ def test_systems_have_names_of_their_own():
         "low": "codec2:700C",
         "opus-6": "opus:6",
     }
-    for doubled in (["a=opus:6", "a=opus:8"], ["original=opus:6"], ["a/b=opus:6"]):
+    assert named_systems(["runs/lr=3/model"])["runs-lr=3-model"] == "jepa:runs/lr=3/model"
+    for doubled in (["a=opus:6", "a=opus:8"], ["original=opus:6"], ["..=opus:6"]):
         with pytest.raises(ValueError, match="need a name of its own"):
             named_systems(doubled)
 
@@ -90,7 +100,7 @@ def test_real_speech_through_tokens_and_the_original_beside_it(recordings, check
         frames = -(-round(ours["seconds"] * 24000) // config.hop_length)
         assert len(ours["tokens"]) == frames
         assert ours["bits"] >= frames * config.bitrate_bps / config.frame_rate
-    assert (tmp_path / "out" / "ours" / "audio" / "read" / "a.flac").is_file()
+    assert (tmp_path / "out" / "ours" / "audio" / "read" / "a.flac.flac").is_file()
 
 
 def test_started_again_it_goes_on_where_it_was(recordings, checkpoint, tmp_path):
@@ -111,8 +121,62 @@ def test_figures_of_other_weights_are_not_mixed(recordings, checkpoint, tmp_path
     evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"fsq_temperature": 0.5}))
-    with pytest.raises(ValueError, match=r"made with other settings \(sha256\)"):
+    with pytest.raises(ValueError, match=r"made with other settings \(system_files\)"):
         evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES)
+
+
+def test_figures_of_another_recording_of_that_name_are_not_taken(recordings, tmp_path):
+    (first, second), systems = list_recordings(recordings), {"original": "original"}
+    (before,), _ = evaluate_systems([first], systems, tmp_path / "out", NO_JUDGES)
+    shutil.copy(second.path, first.path)
+    (after,), _ = evaluate_systems([first], systems, tmp_path / "out", NO_JUDGES)
+    assert after["seconds"] != before["seconds"]
+    (told,), _ = evaluate_systems([replace(first, fields={"set": "other"})], systems, tmp_path / "out", NO_JUDGES)
+    assert told["recording"]["set"] == "other"
+
+
+def test_audio_is_kept_where_the_manifest_points_elsewhere(recordings, tmp_path):
+    row = {"file": str(recordings / "read" / "a.flac")}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    content = (recordings / "read" / "a.flac").read_bytes()
+    found, out = list_recordings(tmp_path / "manifest.jsonl"), tmp_path / "out"
+    evaluate_systems(found, {"original": "original"}, out, NO_JUDGES)
+    evaluate_systems(found, {"original": "original"}, out, NO_JUDGES, keep_audio=True)
+    assert (recordings / "read" / "a.flac").read_bytes() == content
+    assert len(list((out / "original" / "audio").rglob("*.flac"))) == 1
+
+
+def test_what_a_manifest_says_is_no_figure(recordings, tmp_path):
+    row = {"file": "read/a.flac", "dnsmos": 5.0, "system": "other", "tokens": 3}
+    (recordings / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    (clip,), _ = evaluate_systems(list_recordings(recordings), {"original": "original"}, tmp_path / "out", NO_JUDGES)
+    assert "dnsmos" not in clip
+    assert clip["system"] == "original"
+
+
+def test_nothing_counts_above_half_the_rate_of_the_file(recordings, tmp_path):
+    (clip,), _ = evaluate_systems(
+        list_recordings(recordings)[:1], {"original": "original"}, tmp_path / "out", NO_JUDGES
+    )
+    assert clip["recording"]["bandwidth_hz"] == soundfile.info(SPEECH).samplerate / 2 == 8000
+
+
+def die_on(victim):
+    def work(number):
+        if number == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number < 0:
+            raise ValueError("negative")
+        return number * 10
+
+    return work
+
+
+def test_a_task_that_kills_its_process_fails_alone():
+    outcomes = list(run_in_processes([(n,) for n in (0, 1, 2, -3, 4, 5)], 2, die_on, (2,)))
+    assert sorted(result for _, result, error in outcomes if error is None) == [0, 10, 40, 50]
+    failed = {task: type(error) for task, _, error in outcomes if error is not None}
+    assert failed == {(2,): BrokenProcessPool, (-3,): ValueError}
 
 
 def test_what_fails_is_listed_and_the_rest_is_done(recordings, checkpoint, tmp_path):

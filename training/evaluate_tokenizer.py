@@ -7,35 +7,42 @@ again, it goes on where it was; clips that failed are tried again.
 """
 
 import hashlib
+import importlib.metadata
 import json
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import numpy as np
 import soundfile
 import torch
 import typer
+from rich.console import Console
 from rich.progress import track
 
-from modeling_jepa_daam import JepaDaamConfig
+from modeling_jepa_daam import JepaDaamConfig, __version__
 from modeling_jepa_daam.audio import load_audio
 from modeling_jepa_daam.files import replacing
 from modeling_jepa_daam.packing import group_vocabulary_sizes
 
-from .codecs import Codec, make_codec, with_lag
+from .codecs import make_codec, with_lag
 from .judges import DEFAULT_RECOGNIZER, DEFAULT_SPEAKER_ENCODER, JUDGES, Judge, make_judges, missing_judges
-from .metrics.token_statistics.frame_statistics import place_statistics, unpack_digits
+from .processes import Outcome, run_in_processes
 from .quality import PESQ_MISSING, reconstruction_quality, token_statistics
 from .report import Clip, by_system, grouped, write_report
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
 SAMPLING_RATE = 24000  # Hz, at which systems are fed and judged
-ORIGINAL = "original"  # the system that gives its input back: the reference of every error rate
+ORIGINAL = "original"  # the system that gives its input back: the reference of every figure
+FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "set": (str,),
+    "speaker": (str,),
+    "language": (str,),
+    "text": (str,),
+    "bandwidth_hz": (int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -50,30 +57,36 @@ class Recording:
 
     name: str
     path: Path
-    fields: dict[str, Any]
+    fields: dict[str, Any] = field(hash=False)
+
+    def digest(self) -> str:
+        """Of its content and of what is known of it: what its figures depend on.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        digest = hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode())
+        digest.update(self.path.read_bytes())
+        return digest.hexdigest()
+
+    def file_name(self) -> PurePosixPath:
+        """A name below a folder of one's own, whatever the manifest says."""
+        return PurePosixPath(*(part for part in Path(self.name).parts if part not in (Path(self.name).anchor, "..")))
 
 
 def list_recordings(source: Path) -> list[Recording]:
-    """The recordings of a manifest (`.jsonl`, with `file` or `path` beside it) or of a folder, at every depth.
+    """The recordings of a manifest (`.jsonl`, with `file` or `path`) or of a folder, at every depth.
 
-    In a folder the set is the first part of a file's path, or the folder's own name.
+    A folder's `manifest.jsonl` counts, if there is one. Without, the set is the first part of a file's path, or the
+    folder's own name.
 
     Raises:
         ValueError: If there are none, a line is not a recording, or a name comes twice.
     """
     manifest = source / "manifest.jsonl" if source.is_dir() else source
-    if manifest.is_file():
-        found = []
-        for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{manifest}, line {number}: not JSON: {error}") from error
-            name = row.get("file") or row.get("path")
-            if not name:
-                raise ValueError(f"{manifest}, line {number}: need `file` or `path`, got {sorted(row)}")
-            fields = {key: value for key, value in row.items() if key not in ("file", "path") and value is not None}
-            found.append(Recording(str(name), manifest.parent / name, {"set": manifest.parent.name} | fields))
+    if manifest.suffix == ".jsonl" and manifest.is_file():
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+        found = [_from_line(line, f"{manifest}, line {n}", manifest) for n, line in enumerate(lines, 1) if line.strip()]
     elif source.is_dir():
         files = sorted(path for path in source.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
         names = [path.relative_to(source) for path in files]
@@ -82,12 +95,27 @@ def list_recordings(source: Path) -> list[Recording]:
             for name, path in zip(names, files, strict=True)
         ]
     else:
-        raise ValueError(f"`recordings`: no such folder or manifest: {source}")
+        raise ValueError(f"`recordings` must be a folder or a manifest (.jsonl), got {source}")
     if not found:
         raise ValueError(f"`recordings`: no sound files ({', '.join(AUDIO_SUFFIXES)}) in {source}")
-    if len({recording.name for recording in found}) < len(found):
+    if len({recording.file_name() for recording in found}) < len(found):
         raise ValueError(f"`recordings`: {manifest} names a file more than once")
     return found
+
+
+def _from_line(line: str, where: str, manifest: Path) -> Recording:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    name = (row.get("file") or row.get("path")) if isinstance(row, dict) else None
+    if not isinstance(name, str):
+        raise ValueError(f"{where}: need `file` or `path`, got {line.strip()[:100]}")
+    fields = {key: value for key, value in row.items() if key not in ("file", "path") and value is not None}
+    for key, kind in FIELD_TYPES.items():
+        if key in fields and not isinstance(fields[key], kind):
+            raise ValueError(f"{where}: `{key}` must not be {fields[key]!r}")
+    return Recording(name, manifest.parent / name, {"set": manifest.parent.name} | fields)
 
 
 def choose_sets(recordings: Sequence[Recording], sets: Sequence[str]) -> list[Recording]:
@@ -136,52 +164,51 @@ class Judging:
         """Figures that cannot be taken here, and what to install."""
         return [message for message in (PESQ_MISSING, *missing_judges(self.names).values()) if message]
 
+    def hears_words_of(self, fields: dict[str, Any]) -> bool:
+        """Whether a recording's words can be counted: it has a text, in the recognizer's language."""
+        return bool(fields.get("text")) and fields.get("language", self.language).split("-")[0] == self.language
+
 
 class Evaluator:
-    """What a worker process keeps: the judges and the codecs that it has met."""
+    """What a worker process keeps: the judges, and the codec of the clips before."""
 
     def __init__(self, judging: Judging, keep_in: Path | None):
-        self.judges, self.language, self.keep_in = judging.make(), judging.language, keep_in
-        self.codecs: dict[str, Codec] = {}
+        torch.set_num_threads(1)
+        self.judging, self.judges, self.keep_in = judging, judging.make(), keep_in
+        self.spec, self.codec = "", make_codec(ORIGINAL)
 
-    def clip(self, system: str, spec: str, recording: Recording) -> Clip:
+    def __call__(self, system: str, spec: str, recording: Recording, digest: str) -> Clip:
         """Code one recording, and judge it.
 
         Raises:
-            ValueError: If the file cannot be read, or the codec or a judge refuses it.
+            Exception: If the file cannot be read, or the codec or a judge fails: the clip is listed with it.
         """
-        if spec not in self.codecs:
-            self.codecs[spec] = make_codec(spec)
+        if spec != self.spec:
+            self.codec, self.spec = make_codec(spec), spec
         original = load_audio(recording.path, None, SAMPLING_RATE)
-        coded = self.codecs[spec].run(original, SAMPLING_RATE, recording.path.stem)
-        fields = recording.fields
-        row: Clip = {"system": system, "clip": recording.name, **fields, "seconds": len(original) / SAMPLING_RATE}
-        row |= {"bits": coded.bits, "file_bits": coded.file_bits}
-        row |= reconstruction_quality(original, coded.samples, SAMPLING_RATE, fields.get("bandwidth_hz"))
+        coded = self.codec.run(original, SAMPLING_RATE, str(recording.file_name().with_suffix("")))
+        fields = dict(recording.fields)
+        limits = (soundfile.info(recording.path).samplerate / 2, SAMPLING_RATE / 2, fields.get("bandwidth_hz", np.inf))
+        fields["bandwidth_hz"] = min(limits)
+        row: Clip = {"system": system, "clip": recording.name, "digest": digest, "recording": fields}
+        row |= {"seconds": len(original) / SAMPLING_RATE, "bits": coded.bits, "file_bits": coded.file_bits}
+        row |= reconstruction_quality(original, coded.samples, SAMPLING_RATE, fields["bandwidth_hz"])
         for name, judge in self.judges.items():
-            if name != "words" or fields.get("language") in (None, self.language):
+            if name != "words" or self.judging.hears_words_of(fields):
                 row |= judge(original, coded.samples, SAMPLING_RATE, fields.get("text"))
-        if coded.tokens is not None:
+        if coded.tokens is not None and spec.startswith("jepa:"):
             row["tokens"] = coded.tokens.tolist()
         if self.keep_in:
-            path = (self.keep_in / system / "audio" / recording.name).with_suffix(".flac")
+            path = audio_file(self.keep_in, system, recording)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 soundfile.write(temporary, coded.samples.clip(-1.0, 1.0), SAMPLING_RATE)
         return row
 
 
-_evaluator: Evaluator  # of a worker process
-
-
-def _start_worker(judging: Judging, keep_in: Path | None) -> None:
-    global _evaluator
-    torch.set_num_threads(1)
-    _evaluator = Evaluator(judging, keep_in)
-
-
-def _evaluate(system: str, spec: str, recording: Recording) -> Clip:
-    return _evaluator.clip(system, spec, recording)
+def audio_file(output: Path, system: str, recording: Recording) -> Path:
+    """Where the reconstruction of a recording is kept."""
+    return output / system / "audio" / f"{recording.file_name()}.flac"
 
 
 class Results:
@@ -207,16 +234,13 @@ class Results:
         with replacing(told) as temporary:
             temporary.write_text(json.dumps(settings, indent=1))
 
-    def read(self) -> list[Clip]:
-        """All whole lines; what an interruption cut off is not among them."""
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-    def restart(self, clips: Sequence[Clip]) -> None:
-        """Keep these lines only."""
+    def restart(self) -> dict[str, Clip]:
+        """The clips that are there, by name; what an interruption cut off is dropped from the file."""
+        text = self.path.read_text() if self.path.exists() else ""
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         with replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+            temporary.write_text("".join(whole))
+        return {clip["clip"]: clip for clip in map(json.loads, whole)}
 
     def add(self, clip: Clip) -> None:
         """Append a line."""
@@ -225,14 +249,40 @@ class Results:
 
 
 def settings_of(spec: str, judging: Judging) -> dict[str, Any]:
-    """What the lines of a system depend on: its spec, its weights if it is a checkpoint, and the judges."""
-    settings: dict[str, Any] = {"system": spec, "sampling_rate": SAMPLING_RATE}
-    settings |= vars(judging) | {"names": list(judging.names), "missing": judging.missing()}
-    folder = Path(spec.removeprefix("jepa:"))
-    if spec.startswith("jepa:") and folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
-        settings["sha256"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return settings
+    """What the lines of a system depend on: the content of its files, the judges with theirs, versions."""
+    distributions = [name for kind in JUDGES.values() for name in kind.packages.values()]
+    versions = {name: _version(name) for name in ["pesq", "pystoi", "torch", *distributions]}
+    return {
+        "system": spec,
+        "system_files": {part: _content_digest(Path(part)) for part in spec.split(":")[1:] if Path(part).exists()},
+        "sampling_rate": SAMPLING_RATE,
+        **asdict(judging),
+        "names": list(judging.names),
+        "recognizer_files": _content_digest(Path(judging.recognizer)) if "words" in judging.names else None,
+        "speaker_encoder_files": _content_digest(Path(judging.speaker_encoder)) if "speaker" in judging.names else None,
+        "missing": judging.missing(),
+        "versions": {"jepa-daam": __version__, **versions},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _content_digest(path: Path) -> str | None:
+    """Of a file, or of a folder with all that is in it; `None` if it is not there."""
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode())
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def evaluate_systems(
@@ -259,47 +309,56 @@ def evaluate_systems(
     Raises:
         ValueError: If a system or a judge cannot be made, or `output` has lines that were made with other settings.
     """
+    systems = {name: with_lag(spec, _originals(recordings)) for name, spec in systems.items()}
     for spec in systems.values():  # what is missing is noticed here, and not in each worker
         make_codec(spec)
     judging.make()
-    systems = {name: with_lag(spec, _originals(recordings)) for name, spec in systems.items()}
     results = {name: Results(output / name, settings_of(spec, judging)) for name, spec in systems.items()}
-    done = {name: {clip["clip"]: clip for clip in result.read()} for name, result in results.items()}
-    for name, result in results.items():
-        result.restart(list(done[name].values()))
-    tasks = [(name, spec, each) for name, spec in systems.items() for each in recordings if each.name not in done[name]]
-    failures = []
-    spawn, arguments = multiprocessing.get_context("spawn"), (judging, output if keep_audio else None)
-    with ProcessPoolExecutor(jobs, spawn, _start_worker, arguments) as pool:
-        futures = {pool.submit(_evaluate, *task): task for task in tasks}
-        for future in track(as_completed(futures), "clips", total=len(tasks)):
-            name, _, recording = futures[future]
-            try:
-                clip = future.result()
-            except (ValueError, OSError, RuntimeError) as error:
-                failures.append({"system": name, "clip": recording.name, "error": f"{type(error).__name__}: {error}"})
-                continue
+    found = {name: result.restart() for name, result in results.items()}
+    digests, failures = {}, []
+    for recording in recordings:
+        try:
+            digests[recording.name] = recording.digest()
+        except OSError as error:
+            failures += [_failure(name, recording, error) for name in systems]
+
+    clips: dict[tuple[str, str], Clip] = {}
+    tasks = []
+    for name, spec in systems.items():
+        for recording in recordings:
+            digest = digests.get(recording.name)
+            before = found[name].get(recording.name, {})
+            kept = not keep_audio or audio_file(output, name, recording).exists()
+            if before.get("digest") == digest is not None and kept:
+                clips[name, recording.name] = before
+            elif digest is not None:
+                tasks.append((name, spec, recording, digest))
+    console = Console(stderr=True)
+    outcomes: Iterator[Outcome] = run_in_processes(tasks, jobs, Evaluator, (judging, output if keep_audio else None))
+    for (name, _, recording, _), clip, problem in track(outcomes, "clips", len(tasks), console=console):
+        if problem is not None:
+            failures.append(_failure(name, recording, problem))
+        else:
             results[name].add(clip)
-            done[name][recording.name] = clip
-    clips = [done[name].get(recording.name) for name in systems for recording in recordings]
-    return [clip for clip in clips if clip], failures
+            clips[name, recording.name] = clip
+    order = [(name, recording.name) for name in systems for recording in recordings]
+    return [clips[key] for key in order if key in clips], failures
 
 
-def token_figures(clips: Sequence[Clip], config: JepaDaamConfig) -> dict[str, float | list[float]]:
-    """What the tokens of some clips hold: `token_statistics`, and the entropy of each place of a frame."""
-    tokens = [np.array(clip["tokens"], dtype=np.int64) for clip in clips]
-    sizes = group_vocabulary_sizes(config.levels, config.group_size)
-    seconds = sum(clip["seconds"] for clip in clips)
-    figures: dict[str, Any] = token_statistics(tokens, sizes, config.levels, config.group_size, seconds)
-    digits = [unpack_digits(clip, sizes, config.levels, config.group_size) for clip in tokens]
-    figures["token_entropy_bits_by_place"] = place_statistics(tokens, sizes)["entropy_bits"]
-    figures["digit_entropy_bits_by_place"] = place_statistics(digits, config.levels)["entropy_bits"]
-    return figures
+def _failure(system: str, recording: Recording, error: BaseException) -> dict[str, str]:
+    return {"system": system, "clip": recording.name, "error": f"{type(error).__name__}: {error}"}
 
 
 def _originals(recordings: Sequence[Recording]) -> Iterator[tuple[str, np.ndarray, int]]:
     for recording in recordings:
         yield recording.path.stem, load_audio(recording.path, None, SAMPLING_RATE), SAMPLING_RATE
+
+
+def token_figures(clips: Sequence[Clip], config: JepaDaamConfig) -> dict[str, Any]:
+    """What the tokens of some clips hold: see `token_statistics`."""
+    tokens = [np.array(clip["tokens"], dtype=np.int64) for clip in clips]
+    sizes = group_vocabulary_sizes(config.levels, config.group_size)
+    return token_statistics(tokens, sizes, config.levels, config.group_size, sum(clip["seconds"] for clip in clips))
 
 
 def named_systems(systems: Sequence[str]) -> dict[str, str]:
@@ -310,13 +369,12 @@ def named_systems(systems: Sequence[str]) -> dict[str, str]:
     """
     named = {ORIGINAL: ORIGINAL}
     for system in systems:
-        name, _, spec = system.rpartition("=")
-        name = name or spec.strip("/").replace(":", "-").replace("/", "-")
-        if ":" not in spec and spec != ORIGINAL:
-            spec = f"jepa:{spec}"
-        if name in named or "/" in name:
-            raise ValueError(f"`system`: need a name of its own, without '/', got {system!r}")
-        named[name] = spec
+        name, is_named, spec = system.partition("=")
+        if not is_named or "/" in name or ":" in name:  # an equals sign within a path
+            name, spec = system.strip("/").replace(":", "-").replace("/", "-").lstrip("."), system
+        if name in (*named, "", ".", ".."):
+            raise ValueError(f"`system`: need a name of its own, as in name={spec}, got {system!r}")
+        named[name] = spec if ":" in spec or spec == ORIGINAL or spec in ("noise",) else f"jepa:{spec}"
     return named
 
 
@@ -333,7 +391,7 @@ def command(
     speaker_encoder: Annotated[str, typer.Option(help="ECAPA-TDNN: file, folder or Hub id.")] = Judging.speaker_encoder,
     language: Annotated[str, typer.Option(help="Of the clips whose words are counted.")] = Judging.language,
     sets: Annotated[str, typer.Option(help="Sets to take, with commas; all if empty.")] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = os.cpu_count() or 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = len(os.sched_getaffinity(0)),
     keep_audio: Annotated[bool, typer.Option(help="Write the reconstructions.")] = False,
 ) -> None:
     """Judge codecs on recordings: quality, bit rate and tokens. Started again, it goes on where it was."""
@@ -351,7 +409,11 @@ def command(
     for name, rows in by_system([clip for clip in clips if "tokens" in clip]).items():
         config = JepaDaamConfig.from_pretrained(systems[name].removeprefix("jepa:"))
         tokens[name] = {of_set: token_figures(part, config) for of_set, part in grouped(rows, "set").items()}
-    typer.echo(f"report: {write_report(clips, failures, judging.missing(), tokens, output)}")
+    not_measured = judging.missing()
+    if "words" in judging.names and (silent := sum(not judging.hears_words_of(each.fields) for each in chosen)):
+        not_measured.append(f"words of {silent} recordings, which have no text in language {language!r}")
+    settings = {name: json.loads((output / name / "settings.json").read_text()) for name in systems}
+    typer.echo(f"report: {write_report(clips, failures, not_measured, tokens, settings, output)}")
     for failure in failures:
         typer.echo(f"failed: {failure['system']}, {failure['clip']}: {failure['error']}", err=True)
     if failures:

@@ -1,9 +1,10 @@
 """From one line a clip to tables with intervals, and to pictures of quality over bit rate.
 
-A clip is a dict: the recording's own fields (`set`, `speaker`, `bandwidth_hz`, ...), `system`, `seconds`, `bits` and
-the figures that it has. A figure's mean is over the clips that have it.
+A clip is a dict: `system`, `clip`, `seconds`, `bits`, the figures that it has, and in `recording` what is known of the
+recording (`set`, `speaker`, `bandwidth_hz`, ...). A figure's mean is over the clips that have it.
 """
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,16 @@ from modeling_jepa_daam.files import replacing
 from .bootstrap import bootstrap_draws, interval_of
 from .markdown import markdown_table
 
+OF_THE_ORIGINAL = ("dnsmos", "word_errors", "character_errors")  # figures that are news of the original itself
+MARKERS = "os^D"
+ORIGINAL = "original"  # the system that gives its input back
+MIN_UNITS = 5  # speakers or clips that an interval needs
+INTRODUCTION = (
+    "Means over clips (error and bit rates: ratios of sums), with 95 % bootstrap intervals over speakers where there "
+    f"are at least {MIN_UNITS}, else over clips. kbit/s: what a codec writes for the sound; of files: with their headers. "
+    "A mean over fewer clips says so; compare it with care. Where a codec's settings are not in the table, they are in "
+    "`settings.json` in its folder."
+)
 GROUPS = ("set", "source", "language", "group", "speaker", "bandwidth_hz")  # fields that the summary groups by
 ADDITIONS = {  # what other commands may have written into the same folder
     "speed.md": "Speed and memory, encode / decode (`training.codec_speed`)",
@@ -49,6 +60,7 @@ class Figure:
 
 FIGURES = (
     Figure("kbit/s", "bits", "seconds", 3, 1e-3, 0),
+    Figure("kbit/s of files", "file_bits", "seconds", 3, 1e-3, 0),
     Figure("PESQ-WB", "pesq"),
     Figure("STOI", "stoi", digits=3),
     Figure("ESTOI", "estoi", digits=3),
@@ -66,16 +78,18 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over clips, and the bounds of its interval of 95 %."""
+    """A mean over clips, and the bounds of its 95 % interval: none with too few units to draw."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     clips: int
 
 
 def estimate(clips: Sequence[Clip], figure: Figure) -> Estimate | None:
-    """Mean, or ratio of sums, over the clips that have the figure, with a percentile bootstrap over clips.
+    """Mean, or ratio of sums, over the clips that have the figure, with a percentile bootstrap.
+
+    Drawn are speakers with all their clips, which are alike, if there are `MIN_UNITS`; else clips, if there are as many.
 
     Returns:
         `None` if no clip has it.
@@ -88,24 +102,39 @@ def estimate(clips: Sequence[Clip], figure: Figure) -> Estimate | None:
     denominator = np.array([clip[figure.denominator] if figure.denominator else 1.0 for clip in having])
     if denominator.sum() == 0:
         return None
-    chosen = bootstrap_draws(len(having))
-    sums = denominator[chosen].sum(axis=1)
-    low, high = interval_of(figure.scale * numerator[chosen].sum(axis=1)[sums > 0] / sums[sums > 0])
-    value = figure.scale * numerator.sum() / denominator.sum()
-    return Estimate(float(value), low, high, len(having))
+    value = float(figure.scale * numerator.sum() / denominator.sum())
+    units = np.array(units_of(having))
+    if (num_units := int(units.max()) + 1) < MIN_UNITS:
+        return Estimate(value, None, None, len(having))
+    drawn = bootstrap_draws(num_units)
+    sums = np.bincount(units, denominator)[drawn].sum(axis=1)
+    low, high = interval_of(figure.scale * np.bincount(units, numerator)[drawn].sum(axis=1)[sums > 0] / sums[sums > 0])
+    return Estimate(value, low, high, len(having))
+
+
+def units_of(clips: Sequence[Clip]) -> list[int]:
+    """Number of the unit of each clip: its speaker, if all have one and there are `MIN_UNITS`; else the clip itself."""
+    speakers = [clip["recording"].get("speaker") for clip in clips]
+    known = list(dict.fromkeys(speakers))
+    if None in known or len(known) < MIN_UNITS:
+        return list(range(len(clips)))
+    return [known.index(speaker) for speaker in speakers]
 
 
 def by_system(clips: Sequence[Clip]) -> dict[str, list[Clip]]:
     """The clips of each system, in the order in which systems first appear."""
-    return grouped(clips, "system")
+    systems: dict[str, list[Clip]] = {}
+    for clip in clips:
+        systems.setdefault(clip["system"], []).append(clip)
+    return systems
 
 
 def grouped(clips: Sequence[Clip], field: str) -> dict[Any, list[Clip]]:
-    """The clips of each value of a field; those without the field are left out."""
+    """The clips of each value of a field of their recordings; those without the field are left out."""
     groups: dict[Any, list[Clip]] = {}
     for clip in clips:
-        if clip.get(field) is not None:
-            groups.setdefault(clip[field], []).append(clip)
+        if (value := clip["recording"].get(field)) is not None:
+            groups.setdefault(value, []).append(clip)
     return groups
 
 
@@ -116,7 +145,11 @@ def quality_table(clips: Sequence[Clip]) -> str:
     used = [number for number in range(len(FIGURES)) if any(row[number] for row in estimates.values())]
     head = ["system", "clips", *(FIGURES[number].title for number in used)]
     lines = [
-        [system, str(len(systems[system])), *(_cell(row[number], FIGURES[number]) for number in used)]
+        [
+            system,
+            str(len(systems[system])),
+            *(_cell(row[number], FIGURES[number], len(systems[system])) for number in used),
+        ]
         for system, row in estimates.items()
     ]
     return markdown_table(head, lines)
@@ -160,7 +193,7 @@ def draw_rate_distortion(clips: Sequence[Clip], folder: Path) -> list[Path]:
     from matplotlib.figure import Figure as Picture
 
     sets = grouped(clips, "set")
-    rate, *qualities = FIGURES
+    rate, _, *qualities = FIGURES
     names = list(by_system(clips))
     paths = []
     for quality in qualities:
@@ -181,13 +214,14 @@ def draw_rate_distortion(clips: Sequence[Clip], folder: Path) -> list[Path]:
         panels = picture.subplots(rows_of_panels, columns, squeeze=False).flat
         for panel, (name, told) in zip(panels, points.items(), strict=False):
             for system, (x, y) in told.items():
-                colour = f"C{names.index(system) % 10}"
+                style = {"color": f"C{names.index(system) % 10}", "marker": MARKERS[names.index(system) // 10 % 4]}
                 if y and x and x.value > 0:
-                    spread = [[max(0.0, y.value - y.low)], [max(0.0, y.high - y.value)]]
-                    panel.errorbar(x.value, y.value, yerr=spread, fmt="o", color=colour, capsize=2)
+                    low, high = (y.value if bound is None else bound for bound in (y.low, y.high))
+                    spread = [[max(0.0, y.value - low)], [max(0.0, high - y.value)]]
+                    panel.errorbar(x.value, y.value, yerr=spread, capsize=2, **style)
                     panel.annotate(system, (x.value, y.value), xytext=(5, 3), textcoords="offset points", fontsize=7)
-                elif y:  # the original has no bit rate of its own
-                    panel.axhline(y.value, color=colour, ls=":", lw=1)
+                elif y and system == ORIGINAL and quality.numerator in OF_THE_ORIGINAL:
+                    panel.axhline(y.value, color="black", ls=":", lw=1)
             panel.set(title=name, xlabel="kbit/s", ylabel=quality.title, xscale="log")
             panel.grid(alpha=0.3)
         for panel in list(panels):
@@ -201,11 +235,13 @@ def draw_rate_distortion(clips: Sequence[Clip], folder: Path) -> list[Path]:
     return paths
 
 
-def _cell(told: Estimate | None, figure: Figure) -> str:
+def _cell(told: Estimate | None, figure: Figure, clips: int) -> str:
     if told is None:
         return ""
-    value, low, high = (f"{number:.{figure.digits}f}" for number in (told.value, told.low, told.high))
-    return value if low == high else f"{value} [{low}, {high}]"
+    text = f"{told.value:.{figure.digits}f}"
+    if told.low is not None and told.low != told.high:
+        text += f" [{told.low:.{figure.digits}f}, {told.high:.{figure.digits}f}]"
+    return text if told.clips == clips else f"{text} ({told.clips} clips)"
 
 
 def write_report(
@@ -213,6 +249,7 @@ def write_report(
     failures: Sequence[dict[str, str]],
     missing: Sequence[str],
     tokens: dict[str, dict[str, dict[str, Any]]],
+    settings: dict[str, dict[str, Any]],
     output: Path,
 ) -> Path:
     """`summary.json`, `report.md` and the pictures of rate and distortion; the report holds `ADDITIONS`, too.
@@ -222,35 +259,48 @@ def write_report(
         failures: `system`, `clip` and `error` of what could not be judged.
         missing: What was not measured, and why.
         tokens: Statistics of the tokens, by system and set.
+        settings: What the figures of each system depend on.
         output: Folder.
 
     Returns:
         The report.
     """
+    told = summary(clips, GROUPS) | {"tokens": tokens, "settings": settings, "failures": list(failures)}
     with replacing(output / "summary.json") as temporary:
-        temporary.write_text(
-            json.dumps(summary(clips, GROUPS) | {"tokens": tokens, "failures": list(failures)}, indent=1)
-        )
-    parts = [
-        "# Evaluation",
-        "Means over clips (rates: ratios of sums) and their 95 % intervals, by bootstrap over clips.",
-    ]
+        temporary.write_text(json.dumps(told, indent=1))
+    parts = ["# Evaluation", INTRODUCTION, _systems_table(settings)]
     parts += [f"Not measured: {reason}." for reason in missing]
     for name, rows in grouped(clips, "set").items():
-        of_one = next(iter(by_system(rows).values()))
-        speakers = len({row.get("speaker") for row in rows})
-        minutes = sum(row["seconds"] for row in of_one) / 60
-        parts += [f"## {name}: {minutes:.1f} minutes, {len(of_one)} clips, {speakers} speakers", quality_table(rows)]
+        parts += [f"## {name}: {_extent(rows)}", quality_table(rows)]
     for system, of_sets in tokens.items():
         parts += [f"## Tokens of {system}", token_table(of_sets)]
     for name, title in ADDITIONS.items():
         if (output / name).exists():
             parts += [f"## {title}", (output / name).read_text().strip()]
     parts += ["## Rate and distortion"]
-    parts += [f"![{path.stem}]({path.name})" for path in draw_rate_distortion(clips, output)]
+    if importlib.util.find_spec("matplotlib") is None:
+        parts += ["No pictures: the package matplotlib is not installed."]
+    else:
+        parts += [f"![{path.stem}]({path.name})" for path in draw_rate_distortion(clips, output)]
     if failures:
         lines = [[row["system"], row["clip"], row["error"]] for row in failures]
         parts += ["## Clips that failed", markdown_table(["system", "clip", "error"], lines)]
     with replacing(output / "report.md") as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
     return output / "report.md"
+
+
+def _systems_table(settings: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for name, told in settings.items():
+        digests = [digest[:12] for digest in told.get("system_files", {}).values()]
+        lines.append([name, f"`{told['system']}`", " ".join(digests)])
+    return markdown_table(["system", "what it is", "SHA-256 of its files begins"], lines)
+
+
+def _extent(clips: Sequence[Clip]) -> str:
+    """How much a set holds: of the system with the most clips."""
+    most = max(by_system(clips).values(), key=len)
+    seconds = sum(clip["seconds"] for clip in most)
+    speakers = len({clip["recording"].get("speaker") for clip in most} - {None})
+    return f"{len(most)} clips, {seconds / 60:.1f} minutes" + (f", {speakers} speakers" if speakers else "")

@@ -49,14 +49,16 @@ bench: $(VENV)/.installed
 bench-training: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.training
 
-# make evaluate RECORDINGS=folder-or-manifest CHECKPOINT=folder [EVALUATION=--recognizer=... --speaker-encoder=...]
-OUTPUT ?= runs/evaluation
+# make evaluate RECORDINGS=folder CHECKPOINT=folder [SYSTEMS="codec2:700C opus:6"] [EVALUATION="--recognizer=folder ..."]
+OUTPUT   ?= runs/evaluation
+MUSIC    ?= $(wildcard $(RECORDINGS)/music)
+EVALUATE  = $(BIN)/jepa-audio evaluate $(RECORDINGS) --output $(OUTPUT) $(EVALUATION) $(addprefix --system=,$(CHECKPOINT) $(SYSTEMS))
 evaluate: $(VENV)/.evaluation
-	mkdir -p $(OUTPUT)
-	$(BIN)/python -m training.codec_speed jepa:$(CHECKPOINT) model:mimi model:encodec model:dac \
+	$(EVALUATE)
+	$(BIN)/python -m training.robustness $(CHECKPOINT) $(RECORDINGS) --max-clips 8 $(addprefix --music=,$(MUSIC)) --output $(OUTPUT)
+	$(BIN)/python -m training.codec_speed jepa:$(CHECKPOINT) model:mimi model:encodec model:dac $(filter-out folder:%,$(SYSTEMS)) \
 		--recording $(SAMPLE) --output $(OUTPUT)/speed.json
-	$(BIN)/python -m training.robustness $(CHECKPOINT) $(RECORDINGS) --max-clips 8 --output $(OUTPUT)
-	$(BIN)/jepa-audio evaluate $(RECORDINGS) --system $(CHECKPOINT) --output $(OUTPUT) $(EVALUATION)
+	$(EVALUATE)  # nothing is left to judge: the report takes in the other two
 
 $(VENV)/.evaluation: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,evaluation]'

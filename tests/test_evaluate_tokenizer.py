@@ -1,21 +1,19 @@
 import json
-import os
+import re
 import shutil
-import signal
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import pytest
 import soundfile
+import soxr
 from typer.testing import CliRunner
 
 from modeling_jepa_daam import JepaDaamConfig, make_untrained_checkpoint
 from modeling_jepa_daam.cli import app as jepa_audio
 from tests.conftest import SPEECH, TINY
 from training.evaluate_tokenizer import Judging, evaluate_systems, list_recordings, named_systems
-from training.processes import run_in_processes
 
-NO_JUDGES = Judging(names=())
+NO_JUDGES, ORIGINAL_ONLY = Judging(names=()), {"original": "original"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def test_a_manifest_in_the_folder_tells_more(recordings):
     ("text", "message"),
     [
         ("", "no sound files"),
-        ('{"set": "read"}\n', r"line 1: need `file` or `path`, got \['set'\]"),
+        ('{"set": "read"}\n', 'line 1: need `file` or `path`, got {"set": "read"}'),
         ('{"file": "a.flac"}\n\n{"path": "a.flac"}\n', "names a file more than once"),
         ('{"file": "a.flac"}\n{"path": "../a.flac"}\n', "names a file more than once"),
         ('{"file": \n', "line 1: not JSON"),
@@ -66,7 +64,7 @@ def test_a_manifest_in_the_folder_tells_more(recordings):
 )
 def test_a_manifest_that_is_none(tmp_path, text, message):
     (tmp_path / "manifest.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         list_recordings(tmp_path)
 
 
@@ -105,11 +103,11 @@ def test_real_speech_through_tokens_and_the_original_beside_it(recordings, check
 
 def test_started_again_it_goes_on_where_it_was(recordings, checkpoint, tmp_path):
     found, systems = list_recordings(recordings), {"ours": f"jepa:{checkpoint}"}
-    whole, _ = evaluate_systems(found, systems, tmp_path, NO_JUDGES)
+    whole, _ = evaluate_systems(found, systems, tmp_path, NO_JUDGES, 0)
     path = tmp_path / "ours" / "clips.jsonl"
     kept, lost = lines(path)
     path.write_text(json.dumps(kept | {"stoi": 0.123}) + "\n" + json.dumps(lost)[:-20])  # killed while it wrote
-    again, _ = evaluate_systems(found, systems, tmp_path, NO_JUDGES)
+    again, _ = evaluate_systems(found, systems, tmp_path, NO_JUDGES, 0)
     by_name = {clip["clip"]: clip for clip in whole}
     assert {clip["clip"]: clip for clip in again} == by_name | {kept["clip"]: kept | {"stoi": 0.123}}
     assert len(lines(path)) == 2
@@ -118,20 +116,20 @@ def test_started_again_it_goes_on_where_it_was(recordings, checkpoint, tmp_path)
 def test_figures_of_other_weights_are_not_mixed(recordings, checkpoint, tmp_path):
     other = shutil.copytree(checkpoint, tmp_path / "model")
     found, systems = list_recordings(recordings)[:1], {"ours": f"jepa:{other}"}
-    evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES)
+    evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES, 0)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"fsq_temperature": 0.5}))
     with pytest.raises(ValueError, match=r"made with other settings \(system_files\)"):
-        evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES)
+        evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES, 0)
 
 
 def test_figures_of_another_recording_of_that_name_are_not_taken(recordings, tmp_path):
-    (first, second), systems = list_recordings(recordings), {"original": "original"}
-    (before,), _ = evaluate_systems([first], systems, tmp_path / "out", NO_JUDGES)
+    (first, second), systems = list_recordings(recordings), ORIGINAL_ONLY
+    (before,), _ = evaluate_systems([first], systems, tmp_path / "out", NO_JUDGES, 0)
     shutil.copy(second.path, first.path)
-    (after,), _ = evaluate_systems([first], systems, tmp_path / "out", NO_JUDGES)
+    (after,), _ = evaluate_systems([first], systems, tmp_path / "out", NO_JUDGES, 0)
     assert after["seconds"] != before["seconds"]
-    (told,), _ = evaluate_systems([replace(first, fields={"set": "other"})], systems, tmp_path / "out", NO_JUDGES)
+    (told,), _ = evaluate_systems([replace(first, fields={"set": "other"})], systems, tmp_path / "out", NO_JUDGES, 0)
     assert told["recording"]["set"] == "other"
 
 
@@ -140,8 +138,8 @@ def test_audio_is_kept_where_the_manifest_points_elsewhere(recordings, tmp_path)
     (tmp_path / "manifest.jsonl").write_text(json.dumps(row) + "\n")
     content = (recordings / "read" / "a.flac").read_bytes()
     found, out = list_recordings(tmp_path / "manifest.jsonl"), tmp_path / "out"
-    evaluate_systems(found, {"original": "original"}, out, NO_JUDGES)
-    evaluate_systems(found, {"original": "original"}, out, NO_JUDGES, keep_audio=True)
+    evaluate_systems(found, ORIGINAL_ONLY, out, NO_JUDGES, 0)
+    evaluate_systems(found, ORIGINAL_ONLY, out, NO_JUDGES, 0, keep_audio=True)
     assert (recordings / "read" / "a.flac").read_bytes() == content
     assert len(list((out / "original" / "audio").rglob("*.flac"))) == 1
 
@@ -149,34 +147,17 @@ def test_audio_is_kept_where_the_manifest_points_elsewhere(recordings, tmp_path)
 def test_what_a_manifest_says_is_no_figure(recordings, tmp_path):
     row = {"file": "read/a.flac", "dnsmos": 5.0, "system": "other", "tokens": 3}
     (recordings / "manifest.jsonl").write_text(json.dumps(row) + "\n")
-    (clip,), _ = evaluate_systems(list_recordings(recordings), {"original": "original"}, tmp_path / "out", NO_JUDGES)
+    (clip,), _ = evaluate_systems(list_recordings(recordings), ORIGINAL_ONLY, tmp_path / "out", NO_JUDGES, 0)
     assert "dnsmos" not in clip
     assert clip["system"] == "original"
 
 
 def test_nothing_counts_above_half_the_rate_of_the_file(recordings, tmp_path):
-    (clip,), _ = evaluate_systems(
-        list_recordings(recordings)[:1], {"original": "original"}, tmp_path / "out", NO_JUDGES
-    )
-    assert clip["recording"]["bandwidth_hz"] == soundfile.info(SPEECH).samplerate / 2 == 8000
-
-
-def die_on(victim):
-    def work(number):
-        if number == victim:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if number < 0:
-            raise ValueError("negative")
-        return number * 10
-
-    return work
-
-
-def test_a_task_that_kills_its_process_fails_alone():
-    outcomes = list(run_in_processes([(n,) for n in (0, 1, 2, -3, 4, 5)], 2, die_on, (2,)))
-    assert sorted(result for _, result, error in outcomes if error is None) == [0, 10, 40, 50]
-    failed = {task: type(error) for task, _, error in outcomes if error is not None}
-    assert failed == {(2,): BrokenProcessPool, (-3,): ValueError}
+    samples, rate = soundfile.read(SPEECH)
+    soundfile.write(recordings / "narrow.wav", soxr.resample(samples, rate, 8000), 8000)
+    (clip,), _ = evaluate_systems(list_recordings(recordings)[:1], ORIGINAL_ONLY, tmp_path / "out", NO_JUDGES, 0)
+    assert clip["clip"] == "narrow.wav"
+    assert clip["recording"]["bandwidth_hz"] == 4000
 
 
 def test_what_fails_is_listed_and_the_rest_is_done(recordings, checkpoint, tmp_path):

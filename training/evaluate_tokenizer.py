@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import soundfile
-import torch
 import typer
 from rich.console import Console
 from rich.progress import track
@@ -173,7 +172,6 @@ class Evaluator:
     """What a worker process keeps: the judges, and the codec of the clips before."""
 
     def __init__(self, judging: Judging, keep_in: Path | None):
-        torch.set_num_threads(1)
         self.judging, self.judges, self.keep_in = judging, judging.make(), keep_in
         self.spec, self.codec = "", make_codec(ORIGINAL)
 
@@ -300,7 +298,7 @@ def evaluate_systems(
         systems: Spec of each system (see `codecs.make_codec`) by name.
         output: A folder a system.
         judging: The slower figures.
-        jobs: Processes, one thread each.
+        jobs: Processes, one thread each; 0: this process does it, with its threads.
         keep_audio: Whether to write the reconstructions, under `audio` in a system's folder.
 
     Returns:
@@ -391,7 +389,7 @@ def command(
     speaker_encoder: Annotated[str, typer.Option(help="ECAPA-TDNN: file, folder or Hub id.")] = Judging.speaker_encoder,
     language: Annotated[str, typer.Option(help="Of the clips whose words are counted.")] = Judging.language,
     sets: Annotated[str, typer.Option(help="Sets to take, with commas; all if empty.")] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = len(os.sched_getaffinity(0)),
+    jobs: Annotated[int, typer.Option(min=0, help="Processes, one thread each.")] = len(os.sched_getaffinity(0)),
     keep_audio: Annotated[bool, typer.Option(help="Write the reconstructions.")] = False,
 ) -> None:
     """Judge codecs on recordings: quality, bit rate and tokens. Started again, it goes on where it was."""

@@ -1,5 +1,6 @@
 """Models as a checkpoint folder has them, or untrained ones of its configuration, to measure and not to train."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,12 @@ def load_frozen(model_class: type[Model], folder: str | Path, seed: int | None =
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ValueError(f"{folder} lacks weights of {model_class.__name__}: {missing}")
     return model.eval()
+
+
+def described(folder: str | Path) -> str:
+    """A checkpoint for the head of a report: its folder, and how the digest of its weights begins."""
+    with (Path(folder) / "model.safetensors").open("rb") as weights:
+        return f"`{folder}` (SHA-256 of its weights begins {hashlib.file_digest(weights, 'sha256').hexdigest()[:12]})"
 
 
 def frozen_by_name(

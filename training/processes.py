@@ -7,6 +7,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+import torch
+
 Task = tuple[Any, ...]
 Outcome = tuple[Any, Any, BaseException | None]
 
@@ -23,13 +25,23 @@ def run_in_processes(
 
     Args:
         tasks: Arguments of the worker's call; picklable, as all else is.
-        jobs: Number of processes.
+        jobs: Number of processes, of one PyTorch thread each; 0: this one, which is as good as its tasks.
         make_worker: Called once in each process.
         arguments: Of it.
 
     Yields:
         Each task with its result and `None`, or with `None` and what it raised; as they are done.
     """
+    if jobs == 0:
+        worker = make_worker(*arguments)
+        for task in tasks:
+            try:
+                result = worker(*task)
+            except Exception as error:  # whatever it is, the caller is told
+                yield task, None, error
+            else:
+                yield task, result, None
+        return
     waiting = deque(tasks)
     while waiting:
         suspects: list[Task] = []
@@ -58,6 +70,7 @@ def _pool(jobs: int, make_worker: Callable[..., Callable[..., Any]], arguments: 
 
 def _start(make_worker: Callable[..., Callable[..., Any]], arguments: Task) -> None:
     global _worker
+    torch.set_num_threads(1)
     _worker = make_worker(*arguments)
 
 

@@ -24,7 +24,7 @@ ORIGINAL = "original"  # the system that gives its input back
 MIN_UNITS = 5  # speakers or clips that an interval needs
 INTRODUCTION = (
     "Means over clips (error and bit rates: ratios of sums), with 95 % bootstrap intervals over speakers where there "
-    f"are at least {MIN_UNITS}, else over clips. kbit/s: what a codec writes for the sound; of files: with their headers. "
+    f"are at least {MIN_UNITS}, else over clips. kbit/s: what a codec writes for the sound; of files: with headers. "
     "A mean over fewer clips says so; compare it with care. Where a codec's settings are not in the table, they are in "
     "`settings.json` in its folder."
 )
@@ -89,7 +89,7 @@ class Estimate:
 def estimate(clips: Sequence[Clip], figure: Figure) -> Estimate | None:
     """Mean, or ratio of sums, over the clips that have the figure, with a percentile bootstrap.
 
-    Drawn are speakers with all their clips, which are alike, if there are `MIN_UNITS`; else clips, if there are as many.
+    Drawn are speakers with all their clips, which are alike, if there are `MIN_UNITS`; else clips, if there are enough.
 
     Returns:
         `None` if no clip has it.

@@ -47,7 +47,7 @@ from modeling_jepa_daam.packing import unpack_frames
 from .bootstrap import bootstrap_interval
 from .data import read_segment
 from .disturbances import BABBLE_VOICES, GAINS_DB, rng_of, standard_disturbances
-from .frozen import load_frozen
+from .frozen import described, load_frozen
 from .markdown import markdown_table
 from .quality import PESQ_MISSING, reconstruction_quality
 from .reconstruction import Clip, reconstruct
@@ -66,14 +66,11 @@ MIN_CLIPS = 5  # of fewer no interval is given: it would be too narrow
 Figures = dict[str, float]
 
 
-def list_recordings(
-    sources: Sequence[str | Path], max_clips: int | None = None, where: dict[str, str] | None = None
-) -> list[dict]:
-    """Rows of `recordings.RECORDING`, by name; of many, `max_clips` that are evenly spread over the list.
+def list_recordings(sources: Sequence[str | Path], where: dict[str, str] | None = None) -> list[dict]:
+    """Rows of `recordings.RECORDING`, by name.
 
     Args:
         sources: Folders, whose `manifest.jsonl` counts if there is one; tar files; manifests.
-        max_clips: Of all sources together.
         where: Metadata that a recording must have.
 
     Raises:
@@ -87,19 +84,19 @@ def list_recordings(
         rows += listed(str(manifest if listed is list_manifest else source), where or {})
     if not rows:
         raise ValueError(f"`recordings`: no sound files in {', '.join(map(str, sources))}")
-    rows.sort(key=lambda row: (row["name"], row["path"], row["offset"]))
-    if max_clips is None or len(rows) <= max_clips:
-        return rows
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, max_clips).round().astype(int)]
+    return sorted(rows, key=lambda row: (row["name"], row["path"], row["offset"]))
 
 
-def load_clips(rows: Sequence[dict], config: JepaDaamConfig, max_s: float = 10.0) -> tuple[list[Clip], list[str]]:
+def load_clips(
+    rows: Sequence[dict], config: JepaDaamConfig, max_s: float = 10.0, max_clips: int | None = None
+) -> tuple[list[Clip], list[str]]:
     """The first whole frames of recordings, and one more frame that the shifts run into.
 
     Args:
         rows: Of `recordings.RECORDING`.
         config: The codec's configuration.
         max_s: Seconds of each, at most; a chunk of the model, less the silence to be added, is another limit.
+        max_clips: Of many that can be used, so many, from all over the list.
 
     Returns:
         Clips of a whole number of frames each, and what was left out, each with the reason.
@@ -114,8 +111,11 @@ def load_clips(rows: Sequence[dict], config: JepaDaamConfig, max_s: float = 10.0
             f"`max_s` and the model's chunks must hold {least} frames and {SILENCE_FRAMES} of silence, got "
             f"{max_s:g} s of {config.frame_rate:g} frames and chunks of {config.chunk_frames}"
         )
-    clips, left_out = [], []
-    for row in rows:
+    clips: list[Clip] = []
+    left_out = []
+    for row in sorted(rows, key=lambda row: rng_of(row["name"]).random()) if max_clips else rows:
+        if len(clips) == max_clips:
+            break
         try:
             samples, bandwidth_hz = read_segment(row, 0, 1, config.sampling_rate)
         except ValueError as error:
@@ -131,7 +131,7 @@ def load_clips(rows: Sequence[dict], config: JepaDaamConfig, max_s: float = 10.0
             left_out.append(f"{row['name']}: its peak is above {MAX_PEAK:g}, {max(GAINS_DB)} dB more are too loud")
         else:
             clips.append(Clip(row["name"], samples[: frames * hop], bandwidth_hz))
-    return clips, left_out
+    return sorted(clips, key=lambda clip: clip.name), left_out
 
 
 def moved(tokens: Tensor, other: Tensor, config: JepaDaamConfig) -> Figures:
@@ -337,7 +337,7 @@ def command(
     recordings: Annotated[list[Path], typer.Argument(help="Folders, tar files, manifests (.jsonl).")],
     output: Annotated[Path, typer.Option(help="Folder to write to.")],
     music: Annotated[Path | None, typer.Option(help="Folder, tar file or manifest of music to mix in.")] = None,
-    max_clips: Annotated[int | None, typer.Option(min=1, help="Of more, as many that are evenly spread.")] = None,
+    max_clips: Annotated[int | None, typer.Option(min=1, help="Of more, as many from all over.")] = None,
     max_s: Annotated[float, typer.Option(help="Seconds of each recording, at most.")] = 10.0,
     where: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of a recording's metadata; repeatable.")] = None,
 ) -> None:
@@ -347,7 +347,7 @@ def command(
     try:
         codec = load_frozen(JepaDaamModel, checkpoint)
         wanted = dict(_key_and_value(each) for each in where or [])
-        clips, left_out = load_clips(list_recordings(recordings, max_clips, wanted), codec.config, max_s)
+        clips, left_out = load_clips(list_recordings(recordings, wanted), codec.config, max_s, max_clips)
         rate = codec.config.sampling_rate
         sounds = [] if music is None else [read_segment(row, 0, 1, rate)[0] for row in list_recordings([music])]
         if not clips:
@@ -369,7 +369,11 @@ def command(
     output.mkdir(parents=True, exist_ok=True)
     with replacing(output / "robustness.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")
-    text = f"{len(clips)} clips\n\n{markdown(table)}" + "".join(f"\nLeft out: {reason}" for reason in left_out) + "\n"
+    text = (
+        f"{described(checkpoint)}; {len(clips)} clips\n\n{markdown(table)}"
+        + "".join(f"\nLeft out: {reason}" for reason in left_out)
+        + "\n"
+    )
     with replacing(output / "robustness.md") as temporary:
         temporary.write_text(text)
     typer.echo(text)

@@ -39,7 +39,7 @@ from modeling_jepa_daam.files import replacing
 from modeling_jepa_daam.packing import pack_frames
 
 from .bootstrap import interval_of
-from .frozen import frozen_by_name
+from .frozen import described, frozen_by_name
 from .markdown import markdown_table
 from .probes import (
     PROBES,
@@ -233,7 +233,8 @@ def command(
     if missing:
         left_out.append(f"too few clips for {', '.join(missing)}")
     result["left_out"] = left_out
-    text = markdown(result, next(iter(codecs), ""))
+    folders = [value.rpartition("=")[2] for value in (*(checkpoint or []), *(encoder or []))]
+    text = "\n".join(["; ".join(map(described, folders)), "", markdown(result, next(iter(codecs), ""))])
     output.mkdir(parents=True, exist_ok=True)
     with replacing(output / "token_probes.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2) + "\n")

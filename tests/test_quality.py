@@ -374,19 +374,24 @@ def test_token_statistics_of_a_hand_made_matrix():
         "digit_change_share": (3 + 0 + 1) / 9,
         "digit_conditional_entropy_bits": given / 3,
         "token_entropy_bits": (2 + skewed) / 2,
-        "token_conditional_entropy_bits": given / 2,
         "token_repeat_share": 2 / 6,
         "frame_repeat_share": 0.0,
         "vocab_used_share": 4 / 16,
         "bitrate_bps": 4 * 6 / 2,
         "entropy_bitrate_bps": 4 * (2 + skewed) / 2,
-        "conditional_entropy_bitrate_bps": 4 * given / 2,
     }
-    shuffled = {"token_conditional_entropy_bits_shuffled", "digit_conditional_entropy_bits_shuffled"}
-    assert figures.keys() == expected.keys() | shuffled
-    assert {key: figures[key] for key in expected} == pytest.approx(expected)
+    by_place = {"token_entropy_bits_by_place": [2, skewed], "digit_entropy_bits_by_place": [2, 0, skewed]}
+    shuffled = figures.pop("digit_conditional_entropy_bits_shuffled")
+    # Less what the frame before tells: in bits a digit, shuffled less plain.
+    told = 3 * (shuffled - given / 3)
+    assert figures.pop("conditional_entropy_bitrate_bps") == pytest.approx(4 * (2 + skewed - told) / 2)
+    for key, values in by_place.items():
+        assert figures.pop(key) == pytest.approx(values)
+    assert figures == pytest.approx(expected)
     assert all(type(value) is float for value in figures.values())
+    figures["token_entropy_bits_by_place"] = by_place["token_entropy_bits_by_place"]
     of_tokens = token_statistics([tokens], SIZES)
+    assert of_tokens.pop("token_entropy_bits_by_place") == pytest.approx(figures["token_entropy_bits_by_place"])
     assert of_tokens == {key: figures[key] for key in of_tokens}
     assert not any(key.startswith("digit") or key.endswith("bps") for key in of_tokens)
 
@@ -435,9 +440,39 @@ def test_entropies_reach_their_bounds_and_no_more(rng):
     assert 5.9 < figures["token_entropy_bits"] <= 6.0  # 64 frames, though a token holds 14 bits
     assert 0.9 * 128 / 16384 < figures["vocab_used_share"] <= 128 / 16384
     assert figures["digit_change_share"] == pytest.approx(0.75, abs=0.05)
-    by_place = place_statistics([tokens], sizes)["entropy_bits"]
+    by_place = figures["token_entropy_bits_by_place"]
+    assert by_place == place_statistics([tokens], sizes)["entropy_bits"]
     assert len(by_place) == 2
     assert sum(by_place) / 2 == figures["token_entropy_bits"]
+    assert len(figures["digit_entropy_bits_by_place"]) == 14
+
+
+@pytest.mark.parametrize(("frames", "has"), [(15, False), (16, True)])
+def test_what_a_token_is_given_the_one_before_needs_as_many_frames_as_ids(rng, frames, has):
+    tokens = rng.integers(0, SIZES, (frames, 2))
+    figures = token_statistics([tokens], SIZES, LEVELS, 2)
+    assert any(key.startswith("token_conditional") for key in figures) == has
+    assert "digit_conditional_entropy_bits" in figures
+    assert ("conditional_entropy_bitrate_bps" in token_statistics([tokens], SIZES, duration_s=1.0)) == has
+
+
+def test_independent_digits_save_no_bits_and_dependent_ones_do(rng):
+    levels, sizes = (4,) * 128, group_vocabulary_sizes((4,) * 128, 7)
+
+    def rates(digits: np.ndarray) -> tuple[float, float]:
+        tokens = pack_frames(torch.tensor(digits), levels, 7).numpy()
+        figures = token_statistics([tokens], sizes, levels, 7, duration_s=len(digits) / 2.5)
+        assert figures["bitrate_bps"] == pytest.approx(640)
+        return figures["entropy_bitrate_bps"], figures["conditional_entropy_bitrate_bps"]
+
+    independent = rng.integers(0, 4, (68, 128))
+    entropy, conditional = rates(independent)
+    assert conditional == pytest.approx(entropy, abs=5)
+    assert entropy == pytest.approx(640, abs=15)
+    # Each frame four times: 13 in 16 digits stay, and so 0.99 bits of 2 are new, of 128 digits at 2.5 Hz.
+    entropy, conditional = rates(np.repeat(rng.integers(0, 4, (200, 128)), 4, axis=0))
+    assert entropy == pytest.approx(640, abs=10)
+    assert conditional == pytest.approx(318, abs=15)
 
 
 @pytest.mark.parametrize(("levels", "group_size"), [((4, 4, 4), 2), ((8, 5, 3, 2), 3), ((7,), 1), ((2, 3, 4, 5, 6), 2)])

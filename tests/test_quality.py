@@ -12,7 +12,7 @@ import soxr
 import torch
 
 from modeling_jepa_daam.packing import group_vocabulary_sizes, pack_frames, unpack_frames
-from training import losses
+from training import losses, reconstruction
 from training.metrics.codec_quality import clip_quality, spectra
 from training.metrics.codec_quality.alignment import constant_lag, remove_lag
 from training.metrics.token_statistics.frame_statistics import place_statistics, unpack_digits
@@ -498,6 +498,13 @@ def test_digits_are_those_of_the_models_packing(levels, group_size, rng):
 def test_statistics_of_what_no_quantizer_gives_are_refused(clips, levels, group_size, message):
     with pytest.raises(ValueError, match=message):
         token_statistics([np.array(clip) for clip in clips], SIZES, levels, group_size)
+
+
+def test_what_a_tracker_gets_are_plain_numbers(tiny_model):
+    clip = reconstruction.Clip("a", noise(RATE), RATE / 2)
+    figures, _ = reconstruction.evaluate(tiny_model, [clip], held_out=True)
+    assert {"tokens/digit_entropy_bits", "held_out/stoi"} <= figures.keys()
+    assert {type(value) for value in figures.values()} == {float}
 
 
 def test_the_picture_shows_both_clips_on_one_scale(speech):

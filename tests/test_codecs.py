@@ -1,5 +1,6 @@
 """Every codec of a comparison: as long and as late as the clip, and honest about its bits."""
 
+import math
 import os
 import pickle
 import shutil
@@ -12,13 +13,14 @@ import soundfile
 import soxr
 from pystoi import stoi
 
+from modeling_jepa_daam.audio import load_audio
 from modeling_jepa_daam.framing import num_frames
 from modeling_jepa_daam.token_file import HEADER_BYTES, bytes_per_frame
 from training.codecs import make_codec, with_lag
-from training.codecs.base import shift
 from training.codecs.programs import ogg_packet_sizes
+from training.metrics.codec_quality.alignment import remove_lag
 
-from .conftest import noise
+from .conftest import SPEECH, noise
 
 RATE = 24000
 PROGRAMS = {"codec2": "c2enc", "opus": "opusenc", "speex": "speexenc", "mp3": "lame"}
@@ -41,7 +43,7 @@ def lyra(bps: int, *more):
 def best_lag(original: np.ndarray, decoded: np.ndarray) -> int:
     """Lag of the greatest cross-correlation within 50 ms, in samples."""
     lags = range(-RATE // 20, RATE // 20)
-    return max(lags, key=lambda lag: float(original @ shift(decoded, lag, len(original))))
+    return max(lags, key=lambda lag: float(original @ remove_lag(decoded, lag, len(original))))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_a_reconstruction_lies_on_the_clip(speech, spec):
 def test_codec2_is_aligned_where_speech_is_clearest(speech, spec):
     """It keeps no phases, so that waveforms do not correlate: STOI says where it lies."""
     decoded = make_codec(spec).run(speech, RATE).samples
-    scores = {lag: stoi(speech, shift(decoded, lag, len(speech)), RATE) for lag in range(-720, 721, 120)}
+    scores = {lag: stoi(speech, remove_lag(decoded, lag, len(speech)), RATE) for lag in range(-720, 721, 120)}
     assert abs(max(scores, key=scores.get)) <= 120  # 5 ms
 
 
@@ -146,6 +148,30 @@ def test_the_original_is_itself(speech):
     assert coded.bits is None
 
 
+def test_noise_is_as_loud_as_the_clip_white_and_drawn_by_its_name(speech):
+    coded = make_codec("noise").run(speech, RATE, "read/one")
+    noisy = coded.samples
+    assert (coded.bits, noisy.dtype, noisy.shape) == (None, np.float32, speech.shape)
+    assert math.sqrt(np.square(noisy, dtype=np.float64).mean()) == pytest.approx(speech.std(), rel=1e-3)
+    powers = [band.mean() for band in np.array_split(np.abs(np.fft.rfft(noisy)) ** 2, 8)]
+    assert max(powers) < 1.1 * min(powers)
+    assert abs(np.corrcoef(noisy, speech)[0, 1]) < 0.02
+    np.testing.assert_array_equal(make_codec("noise").run(speech, RATE, "read/one").samples, noisy)
+    for name in ("read/two", None):
+        assert abs(np.corrcoef(make_codec("noise").run(speech, RATE, name).samples, noisy)[0, 1]) < 0.02
+    silence = np.zeros(RATE, np.float32)
+    np.testing.assert_array_equal(make_codec("noise").run(silence, RATE).samples, silence)
+
+
+def test_a_shifted_clip_comes_so_many_samples_late(speech):
+    late = make_codec("shifted:240").run(speech, RATE)
+    np.testing.assert_array_equal(late.samples, np.concatenate([np.zeros(240, np.float32), speech[:-240]]))
+    assert (late.bits, late.samples.dtype) == (None, np.float32)
+    early = make_codec("shifted:-7").run(speech, RATE).samples
+    np.testing.assert_array_equal(early, np.concatenate([speech[7:], np.zeros(7, np.float32)]))
+    assert not make_codec("shifted:240").run(speech[:100], RATE).samples.any()
+
+
 @pytest.mark.parametrize("spec", [real("codec2:700C"), real("opus:6"), real("speex:6"), real("mp3:8"), lyra(3200)])
 def test_a_clip_gives_the_same_whatever_came_before(speech, spec):
     codec = make_codec(spec)
@@ -183,7 +209,7 @@ def late_folder(speech, tmp_path) -> Path:
 
 
 def test_a_folder_gives_each_clip_its_file_less_one_lag(speech, late_folder):
-    spec = with_lag(f"folder:{late_folder}:640", [(name, speech, RATE) for name in ("absent", "one", "two")])
+    spec = with_lag(f"folder:{late_folder}:640", [(name, SPEECH) for name in ("absent", "one", "two")])
     assert spec == f"folder:{late_folder}:640:10ms"
     assert with_lag(spec, []) == spec
     codec = make_codec(spec)
@@ -198,9 +224,57 @@ def test_a_folder_gives_each_clip_its_file_less_one_lag(speech, late_folder):
 
 def test_an_early_folder_is_found_too(speech, tmp_path):
     write(tmp_path / "a:b" / "one.wav", speech[300:], RATE)
-    spec = with_lag(f"folder:{tmp_path}/a:b", [("one", speech, RATE)])
+    spec = with_lag(f"folder:{tmp_path}/a:b", [("one", SPEECH)])
     assert spec.endswith("a:b:-12.5ms")
     np.testing.assert_allclose(make_codec(spec).run(speech, RATE, "one").samples[300:], speech[300:])
+
+
+@pytest.mark.parametrize(
+    ("files", "clip", "expected"),
+    [
+        (["a/001.wav", "b/001.wav"], "b/001", "b/001.wav"),
+        (["model/a/001.wav", "model/b/001.wav"], "b/001", "model/b/001.wav"),
+        (["a/001.wav", "b/001.wav"], "eval/b/001", "b/001.wav"),
+        (["001.wav", "a/001.wav"], "001", "001.wav"),
+        (["001.wav"], "a/001", "001.wav"),
+        (["read.1/001.5.wav"], "read.1/001.5", "read.1/001.5.wav"),
+        (["a/001.wav"], "b/001", None),
+        (["a/001.wav", "b/002.wav"], "b/001", None),
+        (["001.wav", "a/001.wav"], "b/001", None),
+        (["a/001.wav"], "aa/001", None),
+        (["a/001.wav", "b/001.wav"], "001", "2 files: a/001.wav, b/001.wav"),
+        (["a/001.wav", "a/001.flac"], "a/001", "2 files: a/001.flac, a/001.wav"),
+        (["x/a/001.wav", "y/a/001.wav"], "a/001", "2 files: x/a/001.wav, y/a/001.wav"),
+    ],
+)
+def test_a_clip_never_gets_the_file_of_another(tmp_path, files, clip, expected):
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    folder = make_codec(f"folder:{tmp_path}:0ms")
+    if expected in files:
+        assert folder.find(clip) == tmp_path / expected
+    else:
+        with pytest.raises(ValueError, match=f"`name`: {expected or 'no file'} for clip '{clip}'"):
+            folder.find(clip)
+
+
+def test_the_first_files_that_can_be_read_decide_and_no_other_is_opened(speech, tmp_path, monkeypatch):
+    for name in "abcdefg":
+        write(tmp_path / "late" / f"{name}.wav", np.pad(speech, (240, 0)), RATE)
+    (tmp_path / "late" / "b.wav").write_bytes(b"RIFF, they say")
+    (tmp_path / "broken.flac").write_bytes(b"fLaC, they say")
+    originals = {name: SPEECH for name in "gfedcbax"} | {"c": tmp_path / "broken.flac", "d": tmp_path / "absent.flac"}
+    opened = []
+
+    def load(path: Path, *rates) -> np.ndarray:
+        opened.append(path.name)
+        return load_audio(path, *rates)
+
+    monkeypatch.setattr("training.codecs.folder.load_audio", load)
+    assert with_lag(f"folder:{tmp_path}/late", originals.items()).endswith("late:10ms")
+    kept = [name for name in opened if name.endswith(".wav")]
+    assert kept == ["a.wav", "b.wav", "e.wav", "f.wav"]  # not c and d, whose originals came first, nor g, the fourth
 
 
 def test_specs_of_other_codecs_have_no_lag():
@@ -214,11 +288,13 @@ def test_what_a_folder_does_not_have_is_said(speech, late_folder, tmp_path):
     for name in ("three", None):
         with pytest.raises(ValueError, match=f"no file for clip {name!r}"):
             codec.run(speech, RATE, name)
-    write(late_folder / "one.wav", speech, RATE)
-    with pytest.raises(ValueError, match=r"2 files: .*one.flac, .*one.wav"):
+    write(late_folder / "deeper" / "one.wav", speech, RATE)
+    with pytest.raises(ValueError, match=r"2 files: deep/one.flac, deeper/one.wav for clip 'one'"):
         make_codec(f"folder:{late_folder}:0ms").run(speech, RATE, "one")
+    with pytest.raises(ValueError, match="none of them .*no file for clip 'three'"):
+        with_lag(f"folder:{late_folder}", [("three", SPEECH)])
     with pytest.raises(ValueError, match="none of them"):
-        with_lag(f"folder:{late_folder}", [("three", speech, RATE)])
+        with_lag(f"folder:{late_folder}", [])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no \.wav"):
         make_codec(f"folder:{tmp_path}/empty")
@@ -229,8 +305,10 @@ def test_what_a_folder_does_not_have_is_said(speech, late_folder, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("vorbis:6", "must be one of original, jepa:FOLDER"),
+        ("vorbis:6", "must be one of original, noise, shifted:SAMPLES, jepa:FOLDER"),
         ("opus", "must be one of"),
+        ("noise:1", "must be one of"),
+        ("shifted:2.5", "shifted:SAMPLES, a whole number, got shifted:2.5"),
         ("opus:", "must be one of"),
         ("opus:5", "Opus needs a rate of 6 to 256 kbit/s, got '5'"),
         ("opus:six", "got 'six'"),

@@ -95,8 +95,9 @@ class OpinionJudge(Judge):
     print its own score beside.
 
     Source: Reddy et al. 2022. Model and polynomials are those of the package speechmos 0.0.1.1, whose own function
-    also computes P.808 scores, for which it needs librosa; windows are the same: 9.01 s, one every second, and a
-    shorter clip is repeated.
+    also computes P.808 scores, for which it needs librosa. Windows are the same: a clip shorter than 9.01 s is
+    repeated; n whole seconds have windows of 9.01 s that start at seconds 0 to n - 10 (one if n is 9), but for 7 to 23,
+    which the package loses to rounding.
     """
 
     figures = ("dnsmos", "dnsmos_sig", "dnsmos_bak")
@@ -115,11 +116,12 @@ class OpinionJudge(Judge):
         self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
     ) -> Figures:
         samples = _at_judge_rate(original, reconstructed, sampling_rate)[1].clip(-1.0, 1.0)
-        window = int(DNSMOS_WINDOW_S * JUDGE_RATE)
-        while len(samples) < window:
+        length = int(DNSMOS_WINDOW_S * JUDGE_RATE)
+        while len(samples) < length:
             samples = np.append(samples, samples)
-        starts = range(0, len(samples) - window + 1, JUDGE_RATE)
-        raw = [self._session.run(None, {"input_1": samples[None, start : start + window]})[0][0] for start in starts]
+        starts = range(int(len(samples) // JUDGE_RATE - DNSMOS_WINDOW_S) + 1)  # s
+        windows = [samples[start * JUDGE_RATE : int((start + DNSMOS_WINDOW_S) * JUDGE_RATE)] for start in starts]
+        raw = [self._session.run(None, {"input_1": one[None]})[0][0] for one in windows if len(one) == length]
         speech, background, overall = np.stack(raw, axis=1, dtype=np.float64)
         return {
             "dnsmos": float(np.polyval([-0.06766283, 1.11546468, 0.04602535], overall).mean()),
@@ -159,47 +161,33 @@ class WordJudge(Judge):
       the text has. A rate over clips is the sum of the errors by the sum of the words, not the mean of rates.
     - `transcript`: what was heard, normalized as the text is (Whisper's `BasicTextNormalizer`).
 
-    A clip without text, or whose text has no words, has its transcript only; with `compare_with_original`, also
-    `word_errors_to_original`, `words_of_original`, `character_errors_to_original` and `characters_of_original`, which
-    compare with what is heard in the original. That is another figure: what the recognizer gets wrong in both is no
-    error there.
+    A clip without text, or whose text has no words, has none of them, and is not listened to.
 
     Args:
         model: Of faster-whisper: a folder, a size ("base"), or an id on the Hub.
         language: That is spoken.
-        compare_with_original: Whether clips without text are compared with the transcript of the original.
     """
 
     figures = ("word_errors", "words", "character_errors", "characters", "transcript")
     packages = {"faster_whisper": "faster-whisper", "jiwer": "jiwer"}
 
-    def __init__(
-        self,
-        model: str | os.PathLike = DEFAULT_RECOGNIZER,
-        language: str = "en",
-        compare_with_original: bool = False,
-    ):
+    def __init__(self, model: str | os.PathLike = DEFAULT_RECOGNIZER, language: str = "en"):
         from faster_whisper import WhisperModel
         from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
         self._model = WhisperModel(str(model), device="cpu", compute_type="int8", cpu_threads=1)
         self._language = language
-        self._compare_with_original = compare_with_original
         self._normalize = BasicTextNormalizer()
 
     def __call__(
         self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
     ) -> Figures:
-        sides = _at_judge_rate(original, reconstructed, sampling_rate)
-        transcript = self._transcribe(sides[1])
+        samples = _at_judge_rate(original, reconstructed, sampling_rate)[1]
         reference = self._normalize(text or "").strip()
-        figures: Figures = {"transcript": transcript}
-        if reference:
-            figures |= _count_errors(reference, transcript)
-        elif self._compare_with_original and (heard := self._transcribe(sides[0])):
-            counts = _count_errors(heard, transcript)
-            figures |= {f"{key}_{'to' if 'errors' in key else 'of'}_original": counts[key] for key in counts}
-        return figures
+        if not reference:
+            return {}
+        transcript = self._transcribe(samples)
+        return {"transcript": transcript, **_count_errors(reference, transcript)}
 
     def _transcribe(self, samples: np.ndarray) -> str:
         import ctranslate2
@@ -241,7 +229,6 @@ def make_judges(
     speaker_encoder: str | os.PathLike = DEFAULT_SPEAKER_ENCODER,
     recognizer: str | os.PathLike = DEFAULT_RECOGNIZER,
     language: str = "en",
-    compare_with_original: bool = False,
 ) -> dict[str, Judge]:
     """The judges among `names` that can be made here; `missing_judges` says which cannot.
 
@@ -250,11 +237,10 @@ def make_judges(
         speaker_encoder: As `SpeakerJudge`.
         recognizer: As `WordJudge`.
         language: As `WordJudge`.
-        compare_with_original: As `WordJudge`.
     """
     settings: dict[str, dict] = {
         "speaker": {"weights": speaker_encoder},
-        "words": {"model": recognizer, "language": language, "compare_with_original": compare_with_original},
+        "words": {"model": recognizer, "language": language},
     }
     missing = missing_judges(names)
     return {name: JUDGES[name](**settings.get(name, {})) for name in names if name not in missing}

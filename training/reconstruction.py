@@ -95,4 +95,5 @@ def evaluate(codec: JepaDaamModel, clips: list[Clip], held_out: bool) -> tuple[d
     prefix = "held_out" if held_out else "seen"
     quality = mean_quality(qualities) | {"mel_distance_of_constant": constant}
     figures = {f"{prefix}/{name}": value for name, value in quality.items()}
-    return figures | {f"tokens/{name}": value for name, value in statistics.items()}, reconstructions
+    figures |= {f"tokens/{name}": value for name, value in statistics.items() if isinstance(value, float)}
+    return figures, reconstructions

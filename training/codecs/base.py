@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
+from ..metrics.codec_quality.alignment import remove_lag
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -60,7 +62,8 @@ class Codec(ABC):
         Args:
             samples: `(samples,)`, float32, in [-1, 1].
             sampling_rate: Of the clip and of its reconstruction (Hz).
-            name: The clip's file name without its ending; only a folder of reconstructions needs it.
+            name: The clip's path within its source, without its ending: "read/0001". A folder of reconstructions needs
+                it, and noise is drawn by it.
 
         Raises:
             ValueError: If the clip is not mono, empty or not finite, or the codec cannot do it.
@@ -92,20 +95,9 @@ class WaveformCodec(Codec):
         if len(at_own_rate) == 0:
             raise ValueError(f"`samples`: {len(samples)} at {sampling_rate} Hz are none at {self.sampling_rate} Hz")
         encoded = self.encode(at_own_rate)
-        decoded = shift(self.decode(encoded.data), self.delay, len(at_own_rate))
-        decoded = shift(soxr.resample(decoded, self.sampling_rate, sampling_rate), 0, len(samples))
+        decoded = remove_lag(self.decode(encoded.data), self.delay, len(at_own_rate))
+        decoded = remove_lag(soxr.resample(decoded, self.sampling_rate, sampling_rate), 0, len(samples))
         return Coded(decoded, encoded.bits, 8 * len(encoded.data), encoded.tokens)
-
-
-class Original(Codec):
-    """The clip itself: what a perfect codec would give."""
-
-    name = "original"
-    nominal_bps = None
-
-    def run(self, samples: np.ndarray, sampling_rate: int, name: str | None = None) -> Coded:
-        check_clip(samples)
-        return Coded(samples.copy(), None)
 
 
 def check_clip(samples: np.ndarray) -> None:
@@ -115,9 +107,3 @@ def check_clip(samples: np.ndarray) -> None:
         raise ValueError(f"`samples` must be a mono clip, a float32 array of shape (samples,), got {got}")
     if not np.isfinite(samples).all():
         raise ValueError("`samples` must be finite")
-
-
-def shift(samples: np.ndarray, lag: int, length: int) -> np.ndarray:
-    """Take a delay of `lag` samples off (put one on, if negative), cut or zero-padded to `length`."""
-    moved = samples[lag:] if lag >= 0 else np.pad(samples, (-lag, 0))
-    return np.pad(moved, (0, max(0, length - len(moved))))[:length].astype(np.float32, copy=False)

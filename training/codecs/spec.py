@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 
-from .base import Codec, Original
+from .base import Codec
 from .folder import Folder
 from .jepa import Jepa
 from .lyra import Lyra
 from .programs import Codec2, Mp3, Opus, Speex
+from .sanity import Noise, Original, Shifted
 
 SPECS = {
     "original": "the clip itself",
+    "noise": "white noise, as loud as the clip",
+    "shifted:SAMPLES": "the clip, so many samples late",
     "jepa:FOLDER": "a checkpoint of ours",
     "codec2:MODE": "Codec2 at 700C, 1200, 1300, 1400, 1600, 2400 or 3200 bit/s, 8 kHz",
     "opus:KBPS": "Opus at a target of so many kbit/s, 6 to 256",
@@ -18,7 +21,9 @@ SPECS = {
     "lyra:BPS:FOLDER": "Lyra v2 at 3200, 6000 or 9200 bit/s; the folder of its three tflite files",
     "folder:PATH[:BPS][:LAGms]": "reconstructions in files of the clips' names; their bit rate and lag (`with_lag`)",
 }
+WITHOUT_SETTINGS: dict[str, Callable[[], Codec]] = {"original": Original, "noise": Noise}
 MAKERS: dict[str, Callable[[str], Codec]] = {
+    "shifted": Shifted,
     "jepa": Jepa,
     "codec2": Codec2,
     "opus": Opus,
@@ -35,8 +40,8 @@ def make_codec(spec: str) -> Codec:
     Raises:
         ValueError: If there is no such spec, or it needs a program, package or file that is not there.
     """
-    if spec == "original":
-        return Original()
+    if spec in WITHOUT_SETTINGS:
+        return WITHOUT_SETTINGS[spec]()
     kind, _, rest = spec.partition(":")
     if kind not in MAKERS or not rest:
         raise ValueError(f"`spec` must be one of {', '.join(SPECS)}, got {spec!r}")

@@ -57,6 +57,6 @@ def constant_lag(
 
 
 def remove_lag(samples: np.ndarray, lag: int, length: int) -> np.ndarray:
-    """Shift a reconstruction to its original's time, and cut it, or fill it with zeros, to `length` samples."""
+    """Take a lag off (put one on, if negative), and cut, or fill with zeros, to `length` samples. Always a copy."""
     shifted = samples[lag:] if lag >= 0 else np.pad(samples, (-lag, 0))
     return np.pad(shifted[:length], (0, max(0, length - len(shifted))))

@@ -25,20 +25,22 @@ def token_statistics(
     levels: Sequence[int] | None = None,
     group_size: int | None = None,
     duration_s: float | None = None,
-) -> dict[str, float]:
+) -> dict[str, float | list[float]]:
     """Figures of all clips together.
 
     - `token_entropy_bits`: mean, over the places of a frame, of the entropy of the token.
+      `token_entropy_bits_by_place`: of each place, a list.
     - `vocab_used_share`: distinct tokens in full groups (the last may be shorter), as a share of their vocabulary.
       At most the number of these tokens over its size.
     - `token_conditional_entropy_bits`, `token_conditional_entropy_bits_shuffled`: given the token at the same place
-      of the frame before, mean over places.
+      of the frame before, mean over places. Left out if there are fewer frames than a token has values, for they then
+      mean nothing.
     - `token_repeat_share`, `frame_repeat_share`: share of tokens, and of whole frames, equal to those before.
 
     With `levels`:
 
     - `digit_entropy_bits`, `digit_entropy_bits_min`: mean and least, over dimensions, of the entropy of the digit. At
-      most the binary logarithm of the levels.
+      most the binary logarithm of the levels. `digit_entropy_bits_by_place`: of each dimension, a list.
     - `digits_never_change`: number of dimensions with a single value.
     - `digit_change_share`: share of digits that differ from the frame before.
     - `digit_conditional_entropy_bits`, `digit_conditional_entropy_bits_shuffled`: as of tokens.
@@ -47,8 +49,10 @@ def token_statistics(
 
     - `bitrate_bps`: of a code without any model, log2 of the vocabulary for each token.
     - `entropy_bitrate_bps`: of an ideal coder that knows how often each value comes at each place.
-    - `conditional_entropy_bitrate_bps`: of one that also knows the value at the same place in the frame before. The two
-      are sums over digits if there are `levels`, else over tokens, and take all clips as known in advance.
+    - `conditional_entropy_bitrate_bps`: of one that also knows the value at the same place in the frame before: the
+      former less what that value tells (shuffled less plain conditional entropy). Independent frames save nothing but
+      noise of either sign. The two are sums over digits if there are `levels`, else over tokens, and take all clips as
+      known in advance.
 
     Figures that need two frames in a row are left out if no clip has two.
 
@@ -65,8 +69,11 @@ def token_statistics(
     check_clips(clips, vocab_sizes)
     of_tokens = place_statistics(clips, vocab_sizes)
     tokens = np.concatenate(clips)
+    if len(tokens) < max(vocab_sizes):
+        of_tokens = {"entropy_bits": of_tokens["entropy_bits"]}
     full = np.asarray(vocab_sizes) == max(vocab_sizes)
-    figures = {f"token_{key}": _mean(values) for key, values in of_tokens.items()}
+    figures: dict[str, float | list[float]] = {f"token_{key}": _mean(values) for key, values in of_tokens.items()}
+    figures["token_entropy_bits_by_place"] = of_tokens["entropy_bits"]
     figures["vocab_used_share"] = len(np.unique(tokens[:, full])) / max(vocab_sizes)
     coded = of_tokens
     repeated = np.concatenate([clip[1:] == clip[:-1] for clip in clips])
@@ -78,6 +85,7 @@ def token_statistics(
         coded = place_statistics(digits, levels)
         figures |= {f"digit_{key}": _mean(values) for key, values in coded.items()}
         figures["digit_entropy_bits_min"] = min(coded["entropy_bits"])
+        figures["digit_entropy_bits_by_place"] = coded["entropy_bits"]
         joined = np.concatenate(digits)
         figures["digits_never_change"] = float((joined == joined[0]).all(axis=0).sum())
         if len(repeated):
@@ -87,9 +95,11 @@ def token_statistics(
         if not duration_s > 0.0:
             raise ValueError(f"`duration_s` must be above 0, got {duration_s}")
         figures["bitrate_bps"] = len(tokens) * sum(map(math.log2, vocab_sizes)) / duration_s
-        for key in ("entropy_bits", "conditional_entropy_bits"):
-            if key in coded:
-                figures[f"{key.removesuffix('_bits')}_bitrate_bps"] = len(tokens) * sum(coded[key]) / duration_s
+        bitrates = {key: len(tokens) * sum(values) / duration_s for key, values in coded.items()}
+        figures["entropy_bitrate_bps"] = bitrates["entropy_bits"]
+        if "conditional_entropy_bits" in bitrates:
+            told = bitrates["conditional_entropy_bits_shuffled"] - bitrates["conditional_entropy_bits"]
+            figures["conditional_entropy_bitrate_bps"] = bitrates["entropy_bits"] - told
     return figures
 
 

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .frame_statistics import place_statistics, token_statistics, unpack_digits
+from .frame_statistics import token_statistics
 
 _DESCRIPTION = """\
 Statistics of the tokens of a speech codec: entropy, entropy given the token at the same place of the frame before,
@@ -27,16 +27,16 @@ Args:
         their last frame. Default: None.
 
 Returns:
-    token_entropy_bits, vocab_used_share, token_conditional_entropy_bits, token_conditional_entropy_bits_shuffled,
-    token_repeat_share, frame_repeat_share;
-    with levels: digit_entropy_bits, digit_entropy_bits_min, digits_never_change, digit_change_share,
-    digit_conditional_entropy_bits, digit_conditional_entropy_bits_shuffled;
-    with frame_rate or duration_s: bitrate_bps, entropy_bitrate_bps, conditional_entropy_bitrate_bps;
-    by_place: the entropies of each place of a frame, as lists: "token_entropy_bits", "digit_entropy_bits" ...
+    token_entropy_bits, token_entropy_bits_by_place (a list), vocab_used_share, token_repeat_share, frame_repeat_share;
+    with no fewer frames than ids: token_conditional_entropy_bits, token_conditional_entropy_bits_shuffled;
+    with levels: digit_entropy_bits, digit_entropy_bits_by_place (a list), digit_entropy_bits_min, digits_never_change,
+    digit_change_share, digit_conditional_entropy_bits, digit_conditional_entropy_bits_shuffled;
+    with frame_rate or duration_s: bitrate_bps, entropy_bitrate_bps, conditional_entropy_bitrate_bps.
 
     Entropies are those of the counts, and so too low where counts are few: n frames show at most log2(n) bits. Each
     conditional entropy comes with the same estimate for shuffled frames, where the frame before tells nothing: what it
-    really tells is the difference of these two. With thousands of ids, trust the digits, not the tokens.
+    really tells is the difference of these two, and conditional_entropy_bitrate_bps is entropy_bitrate_bps less that.
+    With thousands of ids, trust the digits, not the tokens.
 
 Examples:
 
@@ -45,7 +45,7 @@ Examples:
     >>> results = token_statistics.compute(
     ...     predictions=[[0, 3, 1, 3, 2, 3, 3, 3]], tokens_per_frame=2, vocab_size=4, frame_rate=10
     ... )
-    >>> print(results["by_place"]["token_entropy_bits"], results["token_repeat_share"], results["bitrate_bps"])
+    >>> print(results["token_entropy_bits_by_place"], results["token_repeat_share"], results["bitrate_bps"])
     [2.0, 0.0] 0.5 40.0
 """
 
@@ -100,9 +100,4 @@ class TokenStatistics(evaluate.Metric):
             raise ValueError(f"`frame_rate` must be above 0, got {frame_rate}")
         if duration_s is None and frame_rate is not None:
             duration_s = sum(map(len, clips)) / frame_rate
-        results: dict = token_statistics(clips, sizes, levels, group_size, duration_s)
-        by_place = {f"token_{key}": values for key, values in place_statistics(clips, sizes).items()}
-        if levels is not None:
-            digits = [unpack_digits(clip, sizes, levels, group_size) for clip in clips]
-            by_place |= {f"digit_{key}": values for key, values in place_statistics(digits, levels).items()}
-        return results | {"by_place": by_place}
+        return token_statistics(clips, sizes, levels, group_size, duration_s)

@@ -26,7 +26,7 @@ from modeling_jepa_daam.audio import load_audio
 from modeling_jepa_daam.files import replacing
 from modeling_jepa_daam.packing import group_vocabulary_sizes
 
-from .codecs import make_codec, with_lag
+from .codecs import SPECS, make_codec, with_lag
 from .judges import DEFAULT_RECOGNIZER, DEFAULT_SPEAKER_ENCODER, JUDGES, Judge, make_judges, missing_judges
 from .processes import Outcome, run_in_processes
 from .quality import PESQ_MISSING, reconstruction_quality, token_statistics
@@ -71,6 +71,10 @@ class Recording:
     def file_name(self) -> PurePosixPath:
         """A name below a folder of one's own, whatever the manifest says."""
         return PurePosixPath(*(part for part in Path(self.name).parts if part not in (Path(self.name).anchor, "..")))
+
+    def clip_name(self) -> str:
+        """As files of its reconstructions are called, but for their endings."""
+        return self.file_name().with_suffix("").as_posix()
 
 
 def list_recordings(source: Path) -> list[Recording]:
@@ -184,7 +188,7 @@ class Evaluator:
         if spec != self.spec:
             self.codec, self.spec = make_codec(spec), spec
         original = load_audio(recording.path, None, SAMPLING_RATE)
-        coded = self.codec.run(original, SAMPLING_RATE, str(recording.file_name().with_suffix("")))
+        coded = self.codec.run(original, SAMPLING_RATE, recording.clip_name())
         fields = dict(recording.fields)
         limits = (soundfile.info(recording.path).samplerate / 2, SAMPLING_RATE / 2, fields.get("bandwidth_hz", np.inf))
         fields["bandwidth_hz"] = min(limits)
@@ -307,7 +311,8 @@ def evaluate_systems(
     Raises:
         ValueError: If a system or a judge cannot be made, or `output` has lines that were made with other settings.
     """
-    systems = {name: with_lag(spec, _originals(recordings)) for name, spec in systems.items()}
+    files = [(recording.clip_name(), recording.path) for recording in recordings]
+    systems = {name: with_lag(spec, files) for name, spec in systems.items()}
     for spec in systems.values():  # what is missing is noticed here, and not in each worker
         make_codec(spec)
     judging.make()
@@ -347,11 +352,6 @@ def _failure(system: str, recording: Recording, error: BaseException) -> dict[st
     return {"system": system, "clip": recording.name, "error": f"{type(error).__name__}: {error}"}
 
 
-def _originals(recordings: Sequence[Recording]) -> Iterator[tuple[str, np.ndarray, int]]:
-    for recording in recordings:
-        yield recording.path.stem, load_audio(recording.path, None, SAMPLING_RATE), SAMPLING_RATE
-
-
 def token_figures(clips: Sequence[Clip], config: JepaDaamConfig) -> dict[str, Any]:
     """What the tokens of some clips hold: see `token_statistics`."""
     tokens = [np.array(clip["tokens"], dtype=np.int64) for clip in clips]
@@ -372,7 +372,7 @@ def named_systems(systems: Sequence[str]) -> dict[str, str]:
             name, spec = system.strip("/").replace(":", "-").replace("/", "-").lstrip("."), system
         if name in (*named, "", ".", ".."):
             raise ValueError(f"`system`: need a name of its own, as in name={spec}, got {system!r}")
-        named[name] = spec if ":" in spec or spec == ORIGINAL or spec in ("noise",) else f"jepa:{spec}"
+        named[name] = spec if ":" in spec or spec in SPECS else f"jepa:{spec}"
     return named
 
 

@@ -106,7 +106,6 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderStage", "ConformerBlock", "DecoderStage"]
     _supports_sdpa = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["quantizer"]  # its running statistics
     # One checkpoint serves all classes, each of which takes its parts.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^predictor\.", r"^target_encoder\.", r"^mask_token$"]
 
@@ -237,6 +236,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
     """
 
     _auto_class = "AutoModel"
+    _keep_in_fp32_modules_strict = ["quantizer"]  # its running statistics
 
     def __init__(self, config: JepaDaamConfig):
         super().__init__(config)

@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SAMPLE := tests/audio/1688-142285-0003.flac
 
-.PHONY: demo test check test-slow test-transformers train-smoke evaluate lint types fast-tests bench bench-training format clean
+.PHONY: demo test check test-slow test-transformers train-smoke evaluate evaluate-all lint types fast-tests bench bench-training format clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,9 @@ MUSIC    ?= $(wildcard $(RECORDINGS)/music)
 EVALUATE  = $(BIN)/jepa-audio evaluate $(RECORDINGS) --output $(OUTPUT) $(EVALUATION) $(addprefix --system=,$(CHECKPOINT) $(SYSTEMS))
 evaluate: $(VENV)/.evaluation
 	$(EVALUATE)
+
+# The same, with robustness and speed in the report.
+evaluate-all: evaluate
 	$(BIN)/python -m training.robustness $(CHECKPOINT) $(RECORDINGS) --max-clips 8 $(addprefix --music=,$(MUSIC)) --output $(OUTPUT)
 	$(BIN)/python -m training.codec_speed jepa:$(CHECKPOINT) model:mimi model:encodec $(filter-out folder:%,$(SYSTEMS)) \
 		--recording $(SAMPLE) --seconds 3 --output $(OUTPUT)/speed.json

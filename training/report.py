@@ -191,6 +191,7 @@ def draw_rate_distortion(clips: Sequence[Clip], folder: Path) -> list[Path]:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
+    from matplotlib.ticker import LogLocator
 
     sets = grouped(clips, "set")
     rate, _, *qualities = FIGURES
@@ -209,7 +210,8 @@ def draw_rate_distortion(clips: Sequence[Clip], folder: Path) -> list[Path]:
             continue
         columns = min(3, len(points))
         rows_of_panels = -(-len(points) // columns)
-        picture = Picture(figsize=(5 * columns, 3.8 * rows_of_panels), dpi=90, layout="constrained")
+        size = (8, 5) if len(points) == 1 else (5 * columns, 3.8 * rows_of_panels)
+        picture = Picture(figsize=size, dpi=90, layout="constrained")
         canvas = FigureCanvasAgg(picture)
         panels = picture.subplots(rows_of_panels, columns, squeeze=False).flat
         for panel, (name, told) in zip(panels, points.items(), strict=False):
@@ -223,11 +225,16 @@ def draw_rate_distortion(clips: Sequence[Clip], folder: Path) -> list[Path]:
                 elif y and system == ORIGINAL and quality.numerator in OF_THE_ORIGINAL:
                     panel.axhline(y.value, color="black", ls=":", lw=1)
             panel.set(title=name, xlabel="kbit/s", ylabel=quality.title, xscale="log")
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("")
+            panel.margins(x=0.15)
             panel.grid(alpha=0.3)
         for panel in list(panels):
             panel.set_axis_off()
         arrow = {1: "more is better", -1: "less is better"}[quality.better]
-        picture.suptitle(f"{quality.title} over bit rate ({arrow}; bars: 95 %, dotted: original)", fontsize=10)
+        dotted = ", dotted: original" if quality.numerator in OF_THE_ORIGINAL else ""
+        picture.suptitle(f"{quality.title} over bit rate ({arrow}; bars: 95 %{dotted})", fontsize=10)
         path = folder / f"rate_{quality.numerator}.png"
         with replacing(path) as temporary:
             canvas.print_png(temporary)

@@ -245,9 +245,11 @@ def draw_rate_distortion(clips: Sequence[Clip], folder: Path) -> list[Path]:
 def _cell(told: Estimate | None, figure: Figure, clips: int) -> str:
     if told is None:
         return ""
-    text = f"{told.value:.{figure.digits}f}"
-    if told.low is not None and told.low != told.high:
-        text += f" [{told.low:.{figure.digits}f}, {told.high:.{figure.digits}f}]"
+    text, *bounds = (
+        "" if number is None else f"{number:.{figure.digits}f}" for number in (told.value, told.low, told.high)
+    )
+    if set(bounds) - {"", text}:  # none, or one that rounding hides
+        text += f" [{', '.join(bounds)}]"
     return text if told.clips == clips else f"{text} ({told.clips} clips)"
 
 

@@ -21,8 +21,10 @@ def test_a_report_has_encoding_and_decoding(tiny_folder, tmp_path, capsys):
         assert row["times_real_time"] == pytest.approx(row["batch"] * 0.5 / row["seconds"][0])
         assert 1e5 < row["peak_bytes"] < 1e9
     assert (report["seconds"], report["rounds"], report["recording"]) == (0.5, 1, None)
-    assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
-    assert f"{report['rows'][0]['times_real_time']:.1f} / " in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["speed.json", "speed.md"]
+    cell = f"{report['rows'][0]['times_real_time']:.1f} / "
+    assert cell in capsys.readouterr().out
+    assert f"| 2 | {cell}" in (tmp_path / "speed.md").read_text()
 
 
 def test_rounds_are_interleaved_and_medians_taken(monkeypatch):

@@ -59,7 +59,8 @@ def test_a_manifest_in_the_folder_tells_more(recordings):
         ('{"file": "a.flac"}\n{"path": "../a.flac"}\n', "names a file more than once"),
         ('{"file": \n', "line 1: not JSON"),
         ("[1]\n", "line 1: need `file` or `path`"),
-        ('{"file": "a.flac", "bandwidth_hz": "8000"}\n', "line 1: `bandwidth_hz` must not be '8000'"),
+        ('{"file": "a.flac", "bandwidth_hz": "8000"}\n', "line 1: `bandwidth_hz` must be int or float, got '8000'"),
+        ('{"file": "a.flac", "speeker": "s"}\n', "line 1: `speeker` is no field that counts: do you mean `speaker`?"),
     ],
 )
 def test_a_manifest_that_is_none(tmp_path, text, message):

@@ -6,6 +6,7 @@ Writes into DIR, for each system, `clips.jsonl`, a line a clip; then `summary.js
 again, it goes on where it was; clips that failed are tried again.
 """
 
+import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -38,6 +39,8 @@ ORIGINAL = "original"  # the system that gives its input back: the reference of 
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "set": (str,),
     "speaker": (str,),
+    "group": (str,),
+    "source": (str,),
     "language": (str,),
     "text": (str,),
     "bandwidth_hz": (int, float),
@@ -115,9 +118,13 @@ def _from_line(line: str, where: str, manifest: Path) -> Recording:
     if not isinstance(name, str):
         raise ValueError(f"{where}: need `file` or `path`, got {line.strip()[:100]}")
     fields = {key: value for key, value in row.items() if key not in ("file", "path") and value is not None}
+    for key in fields.keys() - FIELD_TYPES.keys():
+        if meant := difflib.get_close_matches(key, FIELD_TYPES, 1, 0.8):
+            raise ValueError(f"{where}: `{key}` is no field that counts: do you mean `{meant[0]}`?")
     for key, kind in FIELD_TYPES.items():
         if key in fields and not isinstance(fields[key], kind):
-            raise ValueError(f"{where}: `{key}` must not be {fields[key]!r}")
+            wanted = " or ".join(each.__name__ for each in kind)
+            raise ValueError(f"{where}: `{key}` must be {wanted}, got {fields[key]!r}")
     return Recording(name, manifest.parent / name, {"set": manifest.parent.name} | fields)
 
 
@@ -160,7 +167,10 @@ class Judging:
                 made |= make_judges([name], self.speaker_encoder, self.recognizer, self.language)
             except (OSError, RuntimeError) as error:
                 problem = f"{type(error).__name__}: {error}"
-                raise ValueError(f"`judges`: {name}: name its weights, or leave it out: {problem}") from error
+                raise ValueError(
+                    f"`judges`: {name} has no weights here: give --recognizer (words) or --speaker-encoder (speaker), "
+                    f"or leave it out of --judges: {problem}"
+                ) from error
         return made
 
     def missing(self) -> list[str]:
@@ -376,15 +386,17 @@ def named_systems(systems: Sequence[str]) -> dict[str, str]:
     return named
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()
 def command(
     recordings: Annotated[Path, typer.Argument(help="Folder or manifest of recordings.")],
-    system: Annotated[list[str], typer.Option(help="[name=]checkpoint folder, or codec2:700C, opus:6, ...")],
+    system: Annotated[list[str], typer.Option(help=f"[name=]checkpoint, or one of {', '.join(SPECS)}")],
     output: Annotated[Path, typer.Option(help="Folder for figures, report and pictures.")],
-    judges: Annotated[str, typer.Option(help="Slower figures: some of these.")] = ",".join(JUDGES),
+    judges: Annotated[str, typer.Option(help=f"Slower figures, of {', '.join(JUDGES)}; none if empty.")] = ",".join(
+        JUDGES
+    ),
     recognizer: Annotated[str, typer.Option(help="faster-whisper: folder, size or Hub id.")] = Judging.recognizer,
     speaker_encoder: Annotated[str, typer.Option(help="ECAPA-TDNN: file, folder or Hub id.")] = Judging.speaker_encoder,
     language: Annotated[str, typer.Option(help="Of the clips whose words are counted.")] = Judging.language,
@@ -396,8 +408,11 @@ def command(
     try:
         chosen = choose_sets(list_recordings(recordings), sets.split(",") if sets else [])
         judging = Judging(tuple(judges.split(",")) if judges else (), recognizer, speaker_encoder, language)
-        for missing in judging.missing():
-            typer.echo(missing, err=True)
+        not_measured = judging.missing()
+        if "words" in judging.names and (silent := sum(not judging.hears_words_of(each.fields) for each in chosen)):
+            not_measured.append(f"words of {silent} recordings, which have no text in language {language!r}")
+        for missing in not_measured:
+            typer.echo(f"not measured: {missing}", err=True)
         systems = named_systems(system)
         clips, failures = evaluate_systems(chosen, systems, output, judging, jobs, keep_audio)
     except ValueError as error:
@@ -407,9 +422,6 @@ def command(
     for name, rows in by_system([clip for clip in clips if "tokens" in clip]).items():
         config = JepaDaamConfig.from_pretrained(systems[name].removeprefix("jepa:"))
         tokens[name] = {of_set: token_figures(part, config) for of_set, part in grouped(rows, "set").items()}
-    not_measured = judging.missing()
-    if "words" in judging.names and (silent := sum(not judging.hears_words_of(each.fields) for each in chosen)):
-        not_measured.append(f"words of {silent} recordings, which have no text in language {language!r}")
     settings = {name: json.loads((output / name / "settings.json").read_text()) for name in systems}
     typer.echo(f"report: {write_report(clips, failures, not_measured, tokens, settings, output)}")
     for failure in failures:

@@ -1,6 +1,8 @@
 """Tasks in worker processes, whatever becomes of a task or its process."""
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -70,8 +72,17 @@ def _pool(jobs: int, make_worker: Callable[..., Callable[..., Any]], arguments: 
 
 def _start(make_worker: Callable[..., Callable[..., Any]], arguments: Task) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _worker = make_worker(*arguments)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
+    os._exit(1)
 
 
 def _call(task: Task) -> Any:

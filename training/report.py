@@ -24,8 +24,8 @@ ORIGINAL = "original"  # the system that gives its input back
 MIN_UNITS = 5  # speakers or clips that an interval needs
 INTRODUCTION = (
     "Means over clips (error and bit rates: ratios of sums), with 95 % bootstrap intervals over speakers where there "
-    f"are at least {MIN_UNITS}, else over clips. kbit/s: what a codec writes for the sound; of files: with headers. "
-    "A mean over fewer clips says so; compare it with care. Where a codec's settings are not in the table, they are in "
+    f"are at least {MIN_UNITS}, else over clips. kbit/s: what a codec writes for the sound; of files: with headers, "
+    "which weigh most in short clips. A mean over fewer clips says so; compare it with care. Where a codec's settings are not in the table, they are in "
     "`settings.json` in its folder."
 )
 GROUPS = ("set", "source", "language", "group", "speaker", "bandwidth_hz")  # fields that the summary groups by
@@ -205,7 +205,7 @@ def draw_rate_distortion(clips: Sequence[Clip], folder: Path) -> list[Path]:
             }
             for name, rows in sets.items()
         }
-        points = {name: told for name, told in points.items() if any(told_y for _, told_y in told.values())}
+        points = {name: told for name, told in points.items() if any(x and y for x, y in told.values())}
         if not points:
             continue
         columns = min(3, len(points))

@@ -394,9 +394,7 @@ def command(
     recordings: Annotated[Path, typer.Argument(help="Folder or manifest of recordings.")],
     system: Annotated[list[str], typer.Option(help=f"[name=]checkpoint, or one of {', '.join(SPECS)}")],
     output: Annotated[Path, typer.Option(help="Folder for figures, report and pictures.")],
-    judges: Annotated[str, typer.Option(help=f"Slower figures, of {', '.join(JUDGES)}; none if empty.")] = ",".join(
-        JUDGES
-    ),
+    judges: Annotated[str, typer.Option(help="Slower figures: some of these, or none.")] = ",".join(JUDGES),
     recognizer: Annotated[str, typer.Option(help="faster-whisper: folder, size or Hub id.")] = Judging.recognizer,
     speaker_encoder: Annotated[str, typer.Option(help="ECAPA-TDNN: file, folder or Hub id.")] = Judging.speaker_encoder,
     language: Annotated[str, typer.Option(help="Of the clips whose words are counted.")] = Judging.language,

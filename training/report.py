@@ -25,8 +25,8 @@ MIN_UNITS = 5  # speakers or clips that an interval needs
 INTRODUCTION = (
     "Means over clips (error and bit rates: ratios of sums), with 95 % bootstrap intervals over speakers where there "
     f"are at least {MIN_UNITS}, else over clips. kbit/s: what a codec writes for the sound; of files: with headers, "
-    "which weigh most in short clips. A mean over fewer clips says so; compare it with care. Where a codec's settings are not in the table, they are in "
-    "`settings.json` in its folder."
+    "which weigh most in short clips. A mean over fewer clips says so; compare it with care. Where a codec's settings "
+    "are not in the table, they are in `settings.json` in its folder."
 )
 GROUPS = ("set", "source", "language", "group", "speaker", "bandwidth_hz")  # fields that the summary groups by
 ADDITIONS = {  # what other commands may have written into the same folder

@@ -46,7 +46,7 @@ def orphan_maker():
 
 def test_a_worker_ends_with_its_parent():
     code = "from tests.test_processes import orphan_maker; orphan_maker()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     worker = int(done.stdout)
     for _ in range(100):
         if not is_running(worker):

@@ -206,13 +206,19 @@ def test_clips_are_whole_frames_and_what_cannot_be_used_is_named(tmp_path):
         load_clips([], JepaDaamConfig(**TINY))
 
 
-def test_of_many_recordings_some_are_taken_evenly(tmp_path):
+def test_of_many_recordings_as_many_are_taken_as_can_be_used(tmp_path):
+    config = JepaDaamConfig(**LONG_CHUNKS)
     lines = [json.dumps({"file": f"{i}.wav", "speaker": "a", "set": "even" if i % 2 == 0 else "odd"}) for i in range(9)]
-    manifest = tmp_path / "manifest.jsonl"
-    manifest.write_text("\n".join(lines))
-    assert [row["name"] for row in list_recordings([manifest], 3)] == ["0.wav", "4.wav", "8.wav"]
-    assert len(list_recordings([manifest])) == 9
-    assert [row["name"] for row in list_recordings([manifest], 2, {"set": "odd"})] == ["1.wav", "7.wav"]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    for i in range(9):
+        soundfile.write(tmp_path / f"{i}.wav", noise(1000 if i in (1, 4, 5, 8) else HOP), 24000)
+    rows = list_recordings([tmp_path])
+    assert len(rows) == len(list_recordings([tmp_path / "manifest.jsonl"])) == 9
+    assert [row["name"] for row in list_recordings([tmp_path], {"set": "odd"})] == [f"{i}.wav" for i in (1, 3, 5, 7)]
+    assert [clip.name for clip in load_clips(rows, config, max_clips=4)[0]] == [f"{i}.wav" for i in (1, 4, 5, 8)]
+    some = [clip.name for clip in load_clips(rows, config, max_clips=2)[0]]
+    assert len(some) == 2
+    assert some == [clip.name for clip in load_clips(rows[::-1], config, max_clips=2)[0]]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="`recordings`: no sound files in .*empty"):
         list_recordings([tmp_path / "empty"])

@@ -1,5 +1,6 @@
 """The command `jepa-audio`: files in, files out."""
 
+import importlib
 import re
 import statistics
 import sys
@@ -403,9 +404,8 @@ def evaluate(context: typer.Context) -> None:
             "evaluation is part of the repository, not of the package: clone it, `pip install -e '.[evaluation]'`"
         )
     sys.path.insert(0, str(clone))
-    from training.evaluate_tokenizer import app as evaluation
-
-    evaluation(args=context.args, prog_name="jepa-audio evaluate")
+    evaluation = importlib.import_module("training.evaluate_tokenizer")  # of the clone: the package works without it
+    evaluation.app(args=context.args, prog_name="jepa-audio evaluate")
 
 
 if __name__ == "__main__":

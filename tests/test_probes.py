@@ -272,14 +272,17 @@ def test_shards_that_cannot_be_used_are_named(tmp_path):
         load_probe_clips([write_shard(tmp_path / "lonely.tar", {"an4/x/1": (noise(4800), None)})])
 
 
-def test_the_command_writes_a_table(tiny_folder, tmp_path):
-    members = {
-        f"librispeech/{i}/0": (
-            (0.3 * np.sin(2 * np.pi * 300 * 2**i * np.arange(4800) / 24000)).astype(np.float32),
-            labels("librispeech", str(i)),
-        )
+def speakers_an_octave_apart(samples):
+    """Members of a shard: four speakers that are sines, which log-mel tells apart."""
+    phases = 2 * np.pi * 300 * np.arange(samples) / 24000
+    return {
+        f"librispeech/{i}/0": ((0.3 * np.sin(2**i * phases)).astype(np.float32), labels("librispeech", str(i)))
         for i in range(4)
     }
+
+
+def test_the_command_writes_a_table(tiny_folder, tmp_path):
+    members = speakers_an_octave_apart(4800)
     app = probes.typer.Typer()
     app.command()(probes.command)
     arguments = [str(write_shard(tmp_path / "a.tar", members)), "--output", str(tmp_path / "table.json")]

@@ -13,7 +13,7 @@ from training.probes import ProbeClip, encoder_features, probe_outcomes
 from training.token_probes import HASHED, KINDS, codec_features, digit_shares, hashed_tokens, summarize
 
 from .conftest import TINY, noise
-from .test_probes import labels, tone_clips, write_shard
+from .test_probes import labels, speakers_an_octave_apart, tone_clips, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +96,7 @@ def test_without_pypinyin_tones_are_named_and_left_out(tmp_path, monkeypatch):
 
 def test_the_command_writes_tables(tiny_folder, tmp_path):
     """Speakers are sines an octave apart: log-mel tells them, a constant cannot."""
-    members = {
-        f"librispeech/{i}/0": (
-            (0.3 * np.sin(2 * np.pi * 300 * 2**i * np.arange(9600) / 24000)).astype(np.float32),
-            labels("librispeech", str(i)),
-        )
-        for i in range(4)
-    }
+    members = speakers_an_octave_apart(9600)
     app = token_probes.typer.Typer()
     app.command()(token_probes.command)
     arguments = [str(write_shard(tmp_path / "a.tar", members)), "--output", str(tmp_path / "out")]

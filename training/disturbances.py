@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import soxr
 
+from .metrics.codec_quality.alignment import remove_lag
+
 SNRS_DB = (20, 10, 0)  # of noise
 MIXED_SNR_DB = 10  # of babble and music
 BABBLE_VOICES = 6
@@ -108,7 +110,7 @@ def excerpt(samples: np.ndarray, length: int, rng: Rng) -> np.ndarray:
 def narrow_to_telephone(samples: np.ndarray, rng: Rng, sampling_rate: int) -> np.ndarray:
     """Resample to 8 kHz and back: nothing is left above 4 kHz."""
     narrow = soxr.resample(soxr.resample(samples, sampling_rate, TELEPHONE_RATE), TELEPHONE_RATE, sampling_rate)
-    return np.pad(narrow, (0, max(0, len(samples) - len(narrow))))[: len(samples)]
+    return remove_lag(narrow, 0, len(samples))
 
 
 def clip_peaks(samples: np.ndarray, rng: Rng) -> np.ndarray:

@@ -31,11 +31,11 @@ from .codecs import SPECS, make_codec, with_lag
 from .judges import DEFAULT_RECOGNIZER, DEFAULT_SPEAKER_ENCODER, JUDGES, Judge, make_judges, missing_judges
 from .processes import Outcome, run_in_processes
 from .quality import PESQ_MISSING, reconstruction_quality, token_statistics
-from .report import Clip, by_system, grouped, write_report
+from .report import ORIGINAL, Clip, by_system, grouped, write_report
+from .sound_files import AUDIO_SUFFIXES
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 SAMPLING_RATE = 24000  # Hz, at which systems are fed and judged
-ORIGINAL = "original"  # the system that gives its input back: the reference of every figure
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "set": (str,),
     "speaker": (str,),
@@ -260,13 +260,17 @@ class Results:
             file.write(json.dumps(clip) + "\n")
 
 
-def settings_of(spec: str, judging: Judging) -> dict[str, Any]:
-    """What the lines of a system depend on: the content of its files, the judges with theirs, versions."""
+def system_settings(spec: str) -> dict[str, Any]:
+    """What the lines of a system depend on: the content of its files."""
+    files = {part: _content_digest(Path(part)) for part in spec.split(":")[1:] if Path(part).exists()}
+    return {"system": spec, "system_files": files}
+
+
+def common_settings(judging: Judging) -> dict[str, Any]:
+    """What all lines depend on: the judges, with the content of their files, and versions."""
     distributions = [name for kind in JUDGES.values() for name in kind.packages.values()]
     versions = {name: _version(name) for name in ["pesq", "pystoi", "torch", *distributions]}
     return {
-        "system": spec,
-        "system_files": {part: _content_digest(Path(part)) for part in spec.split(":")[1:] if Path(part).exists()},
         "sampling_rate": SAMPLING_RATE,
         **asdict(judging),
         "names": list(judging.names),
@@ -326,7 +330,8 @@ def evaluate_systems(
     for spec in systems.values():  # what is missing is noticed here, and not in each worker
         make_codec(spec)
     judging.make()
-    results = {name: Results(output / name, settings_of(spec, judging)) for name, spec in systems.items()}
+    common = common_settings(judging)
+    results = {name: Results(output / name, system_settings(spec) | common) for name, spec in systems.items()}
     found = {name: result.restart() for name, result in results.items()}
     digests, failures = {}, []
     for recording in recordings:
@@ -399,7 +404,7 @@ def command(
     speaker_encoder: Annotated[str, typer.Option(help="ECAPA-TDNN: file, folder or Hub id.")] = Judging.speaker_encoder,
     language: Annotated[str, typer.Option(help="Of the clips whose words are counted.")] = Judging.language,
     sets: Annotated[str, typer.Option(help="Sets to take, with commas; all if empty.")] = "",
-    jobs: Annotated[int, typer.Option(min=0, help="Processes, one thread each.")] = len(os.sched_getaffinity(0)),
+    jobs: Annotated[int, typer.Option(min=0, help="Processes, one thread each.")] = CORES,
     keep_audio: Annotated[bool, typer.Option(help="Write the reconstructions.")] = False,
 ) -> None:
     """Judge codecs on recordings: quality, bit rate and tokens. Started again, it goes on where it was."""

@@ -46,16 +46,20 @@ def run_in_processes(
         return
     waiting = deque(tasks)
     while waiting:
-        suspects: list[Task] = []
+        broken, suspects = False, []
         with _pool(jobs, make_worker, arguments) as pool:
             running: dict[Future, Task] = {}
-            while running or (waiting and not suspects):
-                while waiting and len(running) < jobs and not suspects:
-                    task = waiting.popleft()
-                    running[pool.submit(_call, task)] = task
+            while running or (waiting and not broken):
+                while waiting and len(running) < jobs and not broken:
+                    try:
+                        running[pool.submit(_call, waiting[0])] = waiting[0]
+                        waiting.popleft()
+                    except BrokenProcessPool:  # since the last result; those that run tell of it
+                        broken = True
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     task = running.pop(future)
                     if isinstance(future.exception(), BrokenProcessPool):
+                        broken = True
                         suspects.append(task)
                     else:
                         yield _outcome(task, future)

@@ -22,6 +22,7 @@ import fsspec
 from datasets import Audio, Features, IterableDataset, Value
 
 from .config import DataConfig
+from .sound_files import AUDIO_SUFFIXES
 
 RECORDING = Features(
     {
@@ -34,7 +35,6 @@ RECORDING = Features(
         "content": Value("binary"),  # the file itself, if there is no path
     }
 )
-AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
 MANIFEST_PATHS = ("path", "audio_filepath", "file")
 SPEAKER_COLUMNS = ("speaker_id", "speaker", "client_id", "reader")
 

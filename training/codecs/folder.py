@@ -11,9 +11,9 @@ from modeling_jepa_daam.audio import load_audio
 
 from ..metrics.codec_quality.alignment import CLIPS as LAG_CLIPS
 from ..metrics.codec_quality.alignment import constant_lag, remove_lag
+from ..sound_files import AUDIO_SUFFIXES
 from .base import Codec, Coded, check_clip
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 SPEC = re.compile(r"(?P<path>.+?)(:(?P<bps>\d+(\.\d+)?))?(:(?P<lag>-?\d+(\.\d+)?)ms)?")
 LAG_RATE = 16000  # Hz, at which lags are found
 
@@ -50,10 +50,10 @@ class Folder(Codec):
         self.path, self.lag_ms = path, lag_ms
         self._files: dict[str, list[Path]] = defaultdict(list)  # by stem, within the folder
         for file in sorted(Path(path).rglob("*")):
-            if file.suffix.lower() in SUFFIXES:
+            if file.suffix.lower() in AUDIO_SUFFIXES:
                 self._files[file.stem].append(file.relative_to(path))
         if not self._files:
-            raise ValueError(f"`spec`: no {', '.join(SUFFIXES)} files in {path}")
+            raise ValueError(f"`spec`: no {', '.join(AUDIO_SUFFIXES)} files in {path}")
 
     @classmethod
     def from_spec(cls, rest: str) -> "Folder":

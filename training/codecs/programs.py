@@ -112,25 +112,41 @@ class Codec2(ProgramCodec):
         return soundfile.read(path, dtype="float32", samplerate=self.sampling_rate, channels=1, **RAW)[0]
 
 
-class Opus(ProgramCodec):
-    """Opus by opus-tools, in packets of 60 ms (the least overhead), variable rate: it may take less than the target.
+class OggCodec(ProgramCodec):
+    """A codec at a rate of one's choice, in an Ogg stream, whose decoder takes its delay off by itself.
 
-    Bits: of the Opus packets, without Ogg's pages and headers. The decoder takes its delay off by itself.
+    Bits: of the packets, without Ogg's pages and headers.
+
+    Attributes:
+        title: The codec's name, without its rate.
+        rates: Lowest and highest (kbit/s).
+    """
+
+    title: str
+    rates: tuple[float, float]
+
+    def __init__(self, kbps: str):
+        self.kbps = _number(kbps, self.title, *self.rates)
+        super().__init__()
+        self.name = f"{self.title} {self.kbps:g} kbit/s"
+        self.nominal_bps = 1000 * self.kbps
+
+    def payload_bits(self, data: bytes) -> int:
+        return 8 * sum(ogg_packet_sizes(data)[OGG_HEADERS:])
+
+
+class Opus(OggCodec):
+    """Opus by opus-tools, in packets of 60 ms (the least overhead), variable rate: it may take less than the target.
 
     Args:
         kbps: Target (kbit/s), 6 to 256.
     """
 
+    title, rates = "Opus", (6, 256)
     package = "opus-tools"
     programs = ("opusenc", "opusdec")
     suffixes = (".wav", ".opus", ".out.wav")
     sampling_rate = 48000
-
-    def __init__(self, kbps: str):
-        self.kbps = _number(kbps, "Opus", 6, 256)
-        super().__init__()
-        self.name = f"Opus {self.kbps:g} kbit/s"
-        self.nominal_bps = 1000 * self.kbps
 
     def encoder(self, sound: Path, encoded: Path) -> list[str]:
         options = [
@@ -148,38 +164,25 @@ class Opus(ProgramCodec):
     def decoder(self, encoded: Path, sound: Path) -> list[str]:
         return ["opusdec", "--quiet", "--float", "--rate", "48000", str(encoded), str(sound)]  # 16 bits would dither
 
-    def payload_bits(self, data: bytes) -> int:
-        return 8 * sum(ogg_packet_sizes(data)[OGG_HEADERS:])
 
-
-class Speex(ProgramCodec):
+class Speex(OggCodec):
     """Wide-band Speex, in frames of 20 ms, constant rate.
-
-    Bits: of the Speex packets, without Ogg's pages and headers. The decoder takes its delay off by itself.
 
     Args:
         kbps: Most that it may take (kbit/s), at least 3.95: it takes the next lower of its eleven rates.
     """
 
+    title, rates = "Speex", (3.95, 45)
     package = "speex"
     programs = ("speexenc", "speexdec")
     suffixes = (".wav", ".spx", ".out.wav")
     sampling_rate = 16000
-
-    def __init__(self, kbps: str):
-        self.kbps = _number(kbps, "Speex", 3.95, 45)
-        super().__init__()
-        self.name = f"Speex {self.kbps:g} kbit/s"
-        self.nominal_bps = 1000 * self.kbps
 
     def encoder(self, sound: Path, encoded: Path) -> list[str]:
         return ["speexenc", "--wideband", "--bitrate", f"{1000 * self.kbps:.0f}", str(sound), str(encoded)]
 
     def decoder(self, encoded: Path, sound: Path) -> list[str]:
         return ["speexdec", str(encoded), str(sound)]
-
-    def payload_bits(self, data: bytes) -> int:
-        return 8 * sum(ogg_packet_sizes(data)[OGG_HEADERS:])
 
 
 class Mp3(ProgramCodec):

@@ -69,6 +69,8 @@ class JepaDaamConfig(PreTrainedConfig):
         encoder_channels: Channels after the input convolution and after each encoder stage.
         encoder_residual_blocks: Residual blocks of each encoder stage.
         encoder_kernel_sizes: Kernel size of each encoder stage's residual blocks, odd.
+        encoder_stft_stages: First encoder stages that one STFT replaces; the other encoder lists are shorter by as
+            many entries.
         residual_dilations: Dilation of each pair of convolutions in a residual block, encoder and decoder.
         hidden_size: Dimension of the latents, of the Conformer and of the quantizer.
         num_hidden_layers: Conformer blocks.
@@ -118,6 +120,7 @@ class JepaDaamConfig(PreTrainedConfig):
     encoder_channels: IntSequence = (64, 128, 256, 384, 512, 512)
     encoder_residual_blocks: IntSequence = (8, 8, 8, 8, 8)
     encoder_kernel_sizes: IntSequence = (3, 3, 3, 3, 3)
+    encoder_stft_stages: int = 0
     residual_dilations: IntSequence = (1, 3, 5)
     hidden_size: int = 128
     num_hidden_layers: int = 8
@@ -247,17 +250,27 @@ class JepaDaamConfig(PreTrainedConfig):
     def _check_stages(self):
         # One entry a stage in every list, one more in the channels; odd kernels, which alone keep the length.
         stages = len(self.downsampling_ratios)
-        if self.decoder_istft_stages > stages:
-            raise ValueError(
-                f"`decoder_istft_stages` must be at most the number of `downsampling_ratios`, {stages}, "
-                f"got {self.decoder_istft_stages}"
-            )
-        entries = {"encoder_residual_blocks": stages, "encoder_kernel_sizes": stages, "encoder_channels": stages + 1}
-        upsampled = stages - self.decoder_istft_stages
-        entries |= {"decoder_kernel_sizes": upsampled, "decoder_channels": upsampled + 1}
+        for name in ("encoder_stft_stages", "decoder_istft_stages"):
+            if getattr(self, name) > stages:
+                raise ValueError(
+                    f"`{name}` must be at most the number of `downsampling_ratios`, {stages}, got {getattr(self, name)}"
+                )
+        convolved, upsampled = stages - self.encoder_stft_stages, stages - self.decoder_istft_stages
+        entries = {
+            "encoder_residual_blocks": convolved,
+            "encoder_kernel_sizes": convolved,
+            "encoder_channels": convolved + 1,
+            "decoder_kernel_sizes": upsampled,
+            "decoder_channels": upsampled + 1,
+        }
         for name, wanted in entries.items():
             if len(getattr(self, name)) != wanted:
-                less = f", {self.decoder_istft_stages} of them an inverse STFT" if name.startswith("decoder") else ""
+                transformed, transform = (
+                    (self.encoder_stft_stages, "an STFT")
+                    if name.startswith("encoder")
+                    else (self.decoder_istft_stages, "an inverse STFT")
+                )
+                less = f", {transformed} of them {transform}" if transformed > 0 else ""
                 one_more = "one more than" if name.endswith("channels") else "as many as"
                 raise ValueError(
                     f"`{name}` must have {wanted} entries, {one_more} the {stages} `downsampling_ratios`{less}, "
@@ -308,6 +321,7 @@ _AT_LEAST = {
     "encoder_channels": 1,
     "encoder_residual_blocks": 0,
     "encoder_kernel_sizes": 1,
+    "encoder_stft_stages": 0,
     "residual_dilations": 1,
     "hidden_size": 1,
     "num_hidden_layers": 0,

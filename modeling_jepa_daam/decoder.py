@@ -1,5 +1,6 @@
 """The HiFi-GAN decoder (Figure 5): latents to waveform. Layout: `(batch, channels, time)`."""
 
+import itertools
 import math
 
 import torch
@@ -58,6 +59,8 @@ class HifiGanDecoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.upsampling_ratios = config.upsampling_ratios[: len(config.decoder_kernel_sizes)]
+        self.channels = tuple(config.decoder_channels)
+        """Channels of the features after the first layer and after each stage."""
         self.bottleneck = nn.Conv1d(config.hidden_size, config.decoder_channels[0], kernel_size=1)
         stages = [DecoderStage(config, stage) for stage in range(len(self.upsampling_ratios))]
         self.stages = nn.ModuleList(stages)
@@ -98,10 +101,25 @@ class HifiGanDecoder(nn.Module):
         Returns:
             `(batch, 1, (frames - context) * hop_length)`, in [-1, 1].
         """
+        return self.synthesize(*self.upsample(latents, frame_mask, context))
+
+    def upsample(
+        self,
+        latents: Tensor,
+        frame_mask: Tensor | None = None,
+        context: tuple[int, int] = (0, 0),
+        num_stages: int | None = None,
+    ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """The first stages, all of them by default; arguments as `forward`.
+
+        Returns:
+            Features `(batch, channels, time)`, their mask `(batch, 1, time)`, and how much at either end is context.
+        """
         x = self.bottleneck(latents)
         left, right = context
         mask = None if frame_mask is None else frame_mask[:, None]
-        for stage, ratio, margin in zip(self.stages, self.upsampling_ratios, self.margins()[1:], strict=True):
+        steps = zip(self.stages, self.upsampling_ratios, self.margins()[1:], strict=True)
+        for stage, ratio, margin in itertools.islice(steps, num_stages):
             in_mask, mask = mask, stretch_mask(None if mask is None else mask[:, 0], ratio)
             x = stage(x, in_mask, mask)
             # Drop context that no later layer reads: the high rates, where the work is, hardly see it.
@@ -109,6 +127,11 @@ class HifiGanDecoder(nn.Module):
             end = x.shape[-1] - drop_right
             x, left, right = x[..., drop_left:end], left * ratio - drop_left, right * ratio - drop_right
             mask = None if mask is None else mask[..., drop_left:end]
+        return x, mask, (left, right)
+
+    def synthesize(self, x: Tensor, mask: Tensor | None, context: tuple[int, int]) -> Tensor:
+        """What `upsample` returned to `(batch, 1, samples)`, less the context."""
+        left, right = context
         if self.output_ratio > 1:
             x = self.istft_head(x, mask)
         else:

@@ -9,6 +9,7 @@ from .conformer import ConformerBlock
 from .convolution import ResidualBlock, SnakeBeta, downsampling_conv
 from .daam import DensityAdaptiveAttention
 from .framing import stretch_mask, zero_padding
+from .stft_front_end import StftFrontEnd
 
 INPUT_KERNEL_SIZE = 7
 WAVEFORM_INIT_GAIN = 10.0
@@ -20,8 +21,9 @@ class EncoderStage(nn.Module):
     def __init__(self, config, stage: int):
         super().__init__()
         channels = config.encoder_channels[stage + 1]
+        ratio = config.downsampling_ratios[config.encoder_stft_stages + stage]
         num_blocks = config.encoder_residual_blocks[stage]
-        self.downsample = downsampling_conv(config.encoder_channels[stage], channels, config.downsampling_ratios[stage])
+        self.downsample = downsampling_conv(config.encoder_channels[stage], channels, ratio)
         self.activation = SnakeBeta(channels)
         # Every pair adds to the signal; this keeps the stage's output near its input's size at initialisation.
         branch_gain = (max(1, num_blocks) * len(config.residual_dilations)) ** -0.5
@@ -46,6 +48,8 @@ class EncoderStage(nn.Module):
 class JepaDaamEncoder(nn.Module):
     """Waveform to latents: 24 kHz samples to 2.5 Hz frames of 128 dimensions, in the paper's configuration.
 
+    With `config.encoder_stft_stages` an STFT stands in for the first stages.
+
     Args:
         config: `JepaDaamConfig`.
     """
@@ -53,11 +57,14 @@ class JepaDaamEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.downsampling_ratios = tuple(config.downsampling_ratios)
+        self.downsampling_ratios = tuple(config.downsampling_ratios[config.encoder_stft_stages :])
         channels = config.encoder_channels[0]
-        self.input_conv = nn.Conv1d(1, channels, INPUT_KERNEL_SIZE, padding=INPUT_KERNEL_SIZE // 2)
-        # Speech has a small amplitude (about 0.1): scaled up once, the energy envelope reaches the low rates.
-        self.input_conv.init_gain = WAVEFORM_INIT_GAIN  # type: ignore[assignment]
+        if config.encoder_stft_stages > 0:
+            self.stft_front_end = StftFrontEnd(channels, config.hop_length // math.prod(self.downsampling_ratios))
+        else:
+            self.input_conv = nn.Conv1d(1, channels, INPUT_KERNEL_SIZE, padding=INPUT_KERNEL_SIZE // 2)
+            # Speech has a small amplitude (about 0.1): scaled up once, the energy envelope reaches the low rates.
+            self.input_conv.init_gain = WAVEFORM_INIT_GAIN  # type: ignore[assignment]
         self.stages = nn.ModuleList(EncoderStage(config, stage) for stage in range(len(self.downsampling_ratios)))
         self.bottleneck = nn.Conv1d(config.encoder_channels[-1], config.hidden_size, kernel_size=1)
         self.conformer = nn.ModuleList(
@@ -81,9 +88,10 @@ class JepaDaamEncoder(nn.Module):
         Returns:
             `(batch, frames, hidden_size)`.
         """
+        x = zero_padding(input_values, stretch_mask(frame_mask, self.config.hop_length))
+        x = self.stft_front_end(x) if self.config.encoder_stft_stages > 0 else self.input_conv(x)
         factor = math.prod(self.downsampling_ratios)
         mask = stretch_mask(frame_mask, factor)
-        x = self.input_conv(zero_padding(input_values, mask))
         for stage, ratio in zip(self.stages, self.downsampling_ratios, strict=True):
             factor //= ratio
             in_mask, mask = mask, stretch_mask(frame_mask, factor)

@@ -46,6 +46,13 @@ TINY = {
     "decoder_kernel_sizes": ((3, 7), (3,), (3, 5)),
     "chunk_frames": 7,
 }
+# The same with an STFT in place of the first two stages of the encoder.
+STFT = TINY | {
+    "encoder_stft_stages": 2,
+    "encoder_channels": (6, 8),
+    "encoder_residual_blocks": (1,),
+    "encoder_kernel_sizes": (3,),
+}
 
 
 @pytest.fixture

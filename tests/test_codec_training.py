@@ -5,6 +5,8 @@ from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from tests.conftest import TINY
 from tests.test_decoder import shorter
 from training.codec import CodecForTraining
+from training.losses import log_mel, spectrogram_loss
+from training.spectrogram_head import SpectrogramHead
 
 HOP = 60
 
@@ -124,3 +126,39 @@ def test_the_waveform_is_float32_under_autocast(batch, istft_stages):
         result = run(codec, batch, 6)
     assert result.generated.dtype == torch.float32
     assert not torch.equal(result.generated, result.generated.bfloat16().float())
+
+
+def test_a_predicted_window_is_a_part_of_the_whole_spectrogram(batch):
+    """Its spectra are those of the same samples, and the loss finds the window they belong to."""
+    codec = make(spectrogram_head=True).eval()
+    head = codec.spectrogram_head
+    assert head.num_stages == 0  # 400 frames a second are enough
+    with torch.no_grad():
+        whole = codec(*batch, None, torch.Generator(), spectrogram=True)
+        assert whole.generated.shape == (3, 20 * HOP // head.hop_length, 160)
+        for seed in range(6):
+            window = codec(*batch, 8, torch.Generator().manual_seed(seed), spectrogram=True)
+            assert window.generated.shape == (3, 8 * HOP // head.hop_length, 160)
+            same_place = codec(*batch, 8, torch.Generator().manual_seed(seed))
+            assert torch.equal(window.real, same_place.real)
+            [start] = [s for s in range(13) if torch.equal(batch[0][0, s * HOP : (s + 8) * HOP], window.real[0])]
+            torch.testing.assert_close(window.generated[0], whole.generated[0, start : start + 8], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rate", "stages", "hop"), [(24000, 0, 60), (2000, 1, 12), (500, 2, 4), (100, 3, 1)])
+def test_spectra_come_from_the_first_stage_of_fifty_a_second(rate, stages, hop):
+    head = SpectrogramHead(make().codec.decoder, rate, HOP)
+    assert (head.num_stages, head.hop_length) == (stages, hop)
+    assert head(torch.zeros(2, TINY["decoder_channels"][stages], 5)).shape == (2, 5, 160)
+
+
+def test_the_spectrogram_loss_of_the_right_spectrogram_is_zero():
+    real = 0.1 * torch.randn(2, 3200, generator=torch.Generator().manual_seed(0))
+    spectra = log_mel(real, 24000, 1280, 320, 160)
+    lengths, bandwidth_hz = torch.tensor([3200, 1600]), torch.tensor([8000.0, 12000.0])
+    assert spectrogram_loss(spectra, real, 24000, lengths, bandwidth_hz) == 0.0
+    spoiled = spectra.clone()
+    spoiled[0, :, -1] += 9.0  # above the first clip's bandwidth
+    spoiled[1, 5:] += 9.0  # after the second clip's end
+    assert spectrogram_loss(spoiled, real, 24000, lengths, bandwidth_hz) == 0.0
+    torch.testing.assert_close(spectrogram_loss(spectra + 0.5, real, 24000, lengths), torch.tensor(0.5))

@@ -2,13 +2,15 @@ import pytest
 import torch
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamEncoderModel
-from tests.conftest import TINY, noise
+from tests.conftest import STFT, TINY, noise
 
 
-@pytest.fixture(params=[{}, {"daam_in_conformer": True}, {"daam_in_encoder": False}], ids=["", "conformer", "none"])
+@pytest.fixture(
+    params=[{}, {"daam_in_conformer": True}, {"daam_in_encoder": False}, STFT], ids=["", "conformer", "none", "stft"]
+)
 def encoder_model(request):
     torch.manual_seed(1)
-    return JepaDaamEncoderModel(JepaDaamConfig(**TINY, **request.param)).eval()
+    return JepaDaamEncoderModel(JepaDaamConfig(**TINY | request.param)).eval()
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

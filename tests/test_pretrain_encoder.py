@@ -15,7 +15,7 @@ from training.checkpointing import list_checkpoints, verify_checkpoint
 from training.config import PretrainConfig, load_config
 from training.data import SegmentBatch, UnreadableRecordingsError
 from training.pretrain_encoder import main, model_inputs
-from training.run import seed_randomness, warmup
+from training.run import rate_share, seed_randomness
 from training.tracking import drop_after, read_metrics
 
 
@@ -190,8 +190,9 @@ def test_processes_that_do_not_know_of_each_other_are_refused(librilight, tmp_pa
 
 
 def test_the_learning_rate_rises_and_stays():
-    assert [warmup(step, 3) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert warmup(0, 0) == 1.0
+    assert [rate_share(step, 3, 0, 5) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [rate_share(step, 0, 3, 6) for step in range(6)] == [1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert rate_share(0, 0, 0, 1) == 1.0
 
 
 def test_randomness_differs_by_seed_step_batch_and_process():

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.framing import lengths_to_mask
 
+from .spectrogram_head import SpectrogramHead
+
 
 class CodecResult(NamedTuple):
     """A batch through the codec."""
 
     generated: Tensor
-    """`(batch, samples)`, float32, the reconstructed window of each segment, zero after its end."""
+    """`(batch, samples)`, float32, the reconstructed window of each segment, zero after its end; or, if spectrograms
+    were wanted, `(batch, spectra, bands)`, natural logarithm of mel magnitudes."""
     real: Tensor
     """`(batch, samples)`, the same window of the segment itself."""
     lengths: Tensor
@@ -35,15 +38,18 @@ class CodecForTraining(nn.Module):
     Args:
         codec: To train.
         freeze_encoder: Whether the encoder stays as it is.
+        spectrogram_head: Whether there is one, to begin with: see `SpectrogramHead`.
     """
 
-    def __init__(self, codec: JepaDaamModel, freeze_encoder: bool = False):
+    def __init__(self, codec: JepaDaamModel, freeze_encoder: bool = False, spectrogram_head: bool = False):
         super().__init__()
         self.codec = codec
         self.config: JepaDaamConfig = codec.config
         self.freeze_encoder = freeze_encoder
         codec.encoder.requires_grad_(not freeze_encoder)
         self.average = copy.deepcopy(codec).requires_grad_(False)
+        rate, hop = self.config.sampling_rate, self.config.hop_length
+        self.spectrogram_head = SpectrogramHead(codec.decoder, rate, hop) if spectrogram_head else None
         self.batch_mean = torch.zeros(self.config.hidden_size)  # of the latents of the last batch
         self.batch_var = torch.ones(self.config.hidden_size)
         self.train()
@@ -70,7 +76,12 @@ class CodecForTraining(nn.Module):
             self.average.quantizer.running_var.lerp_(self.batch_var, 1.0 - decay)
 
     def forward(
-        self, samples: Tensor, lengths: Tensor, window_frames: int | None, generator: torch.Generator
+        self,
+        samples: Tensor,
+        lengths: Tensor,
+        window_frames: int | None,
+        generator: torch.Generator,
+        spectrogram: bool = False,
     ) -> CodecResult:
         """Reconstruct a random window of each segment.
 
@@ -79,6 +90,7 @@ class CodecForTraining(nn.Module):
             lengths: `(batch,)`, int64, samples of each segment.
             window_frames: Longest window; `None` for whole segments.
             generator: Source of the windows' places, on CPU.
+            spectrogram: Whether to predict the window's spectrogram, and leave it at that.
         """
         hop = self.config.hop_length
         samples = F.pad(samples, (0, -samples.shape[-1] % hop))
@@ -94,13 +106,16 @@ class CodecForTraining(nn.Module):
         size = frames if window_frames is None else min(window_frames, frames)
         room = (segment_frames - size).clamp(min=0)
         starts = (torch.rand(len(samples), generator=generator).to(room.device) * (room + 1)).long()
-        generated = self.decode_windows(quantized, segment_frames, starts, size)
+        decode = self.predict_windows if spectrogram else self.decode_windows
+        generated = decode(quantized, segment_frames, starts, size)
         window_lengths = (lengths - starts * hop).clamp(max=size * hop)
         positions = starts[:, None] * hop + torch.arange(size * hop, device=samples.device)
         inside = lengths_to_mask(window_lengths, size * hop)
         real = samples.gather(1, positions.clamp(max=samples.shape[-1] - 1)).masked_fill(~inside, 0.0)
 
-        return CodecResult(generated.float().masked_fill(~inside, 0.0), real, window_lengths)
+        if not spectrogram:
+            generated = generated.float().masked_fill(~inside, 0.0)
+        return CodecResult(generated, real, window_lengths)
 
     def decode_windows(self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int) -> Tensor:
         """The part of each waveform that belongs to `size` frames from `starts` on.
@@ -114,6 +129,19 @@ class CodecForTraining(nn.Module):
         Returns:
             `(batch, size * hop_length)`.
         """
+        return self.codec.decoder(*self._cut(quantized, segment_frames, starts, size))[:, 0]
+
+    def predict_windows(self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int) -> Tensor:
+        """As `decode_windows`, but log mel spectrograms, `(batch, spectra, bands)`."""
+        assert self.spectrogram_head is not None
+        cut = self._cut(quantized, segment_frames, starts, size)
+        x, _, (left, right) = self.codec.decoder.upsample(*cut, num_stages=self.spectrogram_head.num_stages)
+        return self.spectrogram_head(x[..., left : x.shape[-1] - right])
+
+    def _cut(
+        self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int
+    ) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        # What the decoder takes to make the windows: latents, their mask, and the frames of context at either end.
         decoder = self.codec.decoder
         context = decoder.margins()[0] if size < quantized.shape[1] else 0
         places = starts[:, None] + torch.arange(-context, size + context, device=quantized.device)
@@ -121,4 +149,4 @@ class CodecForTraining(nn.Module):
         places = places.clamp(0, quantized.shape[1] - 1)[..., None].expand(-1, -1, quantized.shape[2])
         frames = quantized.gather(1, places).transpose(1, 2)  # (B, T, C) -> (B, C, T)
         mask = None if bool(valid.all()) else valid
-        return decoder(frames, mask, context=(context, context))[:, 0]
+        return frames, mask, (context, context)

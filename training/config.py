@@ -58,6 +58,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.8, 0.99)
     weight_decay: float = 1e-3
     warmup_steps: int = 0  # steps over which the learning rate rises linearly
+    decay_steps: int = 0  # last steps of the run, over which it falls linearly to 0
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     accumulation_steps: int = 1  # batches of one step, per process
 
@@ -106,8 +107,8 @@ class TrainingConfig:
 
     AT_LEAST: ClassVar[dict[str, int]] = {
         "data.batch_size": 1, "data.recordings_per_round": 1, "data.bucket_batches": 1, "data.num_workers": 0,
-        "optim.warmup_steps": 0, "optim.accumulation_steps": 1, "run.seed": 0, "run.max_steps": 1,
-        "run.log_every": 1, "run.eval_every": 1, "run.save_every": 1, "run.keep_checkpoints": 1,
+        "optim.warmup_steps": 0, "optim.decay_steps": 0, "optim.accumulation_steps": 1, "run.seed": 0,
+        "run.max_steps": 1, "run.log_every": 1, "run.eval_every": 1, "run.save_every": 1, "run.keep_checkpoints": 1,
     }  # fmt: skip
     SHARES: ClassVar[tuple[str, ...]] = ("data.held_out_share", "data.max_unreadable_share")  # in [0, 1)
     POSITIVE: ClassVar[tuple[str, ...]] = ("data.segment_s", "optim.learning_rate", "optim.max_grad_norm")
@@ -191,6 +192,8 @@ class CodecDataConfig(DataConfig):
     batch_size: int = 8
     window_s: float | None = 3.2  # longest window, seconds, rounded to frames, at least one; null for all
     gain_above_bandwidth: float = 0.1  # weight of losses above a recording's own bandwidth: 0 to 1
+    gain_db: tuple[float, float] = (0.0, 0.0)  # augmentation: range of each segment's gain
+    speed: tuple[float, float] = (1.0, 1.0)  # augmentation: range of each batch's speed, pitch with it
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,7 @@ class CodecOptimConfig(OptimConfig):
 
     encoder_learning_rate: float | None = None  # as `learning_rate` if null
     freeze_encoder: bool = False  # train the decoder alone
+    spectrogram_steps: int = 0  # first steps, in which the decoder's first stages learn spectrograms, no waveform
     discriminator_learning_rate: float = 0.75e-4
     discriminator_start: int = 5000  # steps before which discriminators rest, and adversarial losses are absent
     average_decay: float = 0.999  # of the moving average of the weights, which is what is evaluated and saved
@@ -235,7 +239,8 @@ class CodecConfig(TrainingConfig):
     run: CodecRunConfig = field(default_factory=CodecRunConfig)
 
     AT_LEAST: ClassVar[dict[str, int]] = TrainingConfig.AT_LEAST | {
-        "optim.discriminator_start": 0, "discriminators.num_scales": 0, "run.eval_clips": 0, "run.logged_clips": 0,
+        "optim.spectrogram_steps": 0, "optim.discriminator_start": 0, "discriminators.num_scales": 0,
+        "run.eval_clips": 0, "run.logged_clips": 0,
     }  # fmt: skip
     SHARES: ClassVar[tuple[str, ...]] = (*TrainingConfig.SHARES, "optim.average_decay")
     POSITIVE: ClassVar[tuple[str, ...]] = (
@@ -257,6 +262,10 @@ class CodecConfig(TrainingConfig):
                 raise ValueError(f"`{key}` must be positive and finite, or null, got {self._value(key)}")
         if not 0.0 <= self.data.gain_above_bandwidth <= 1.0:
             raise ValueError(f"`data.gain_above_bandwidth` must lie in [0, 1], got {self.data.gain_above_bandwidth}")
+        for key, low, high in (("data.gain_db", -60.0, 60.0), ("data.speed", 0.5, 2.0)):
+            lowest, highest = self._value(key)
+            if not low <= lowest <= highest <= high:
+                raise ValueError(f"`{key}` must be a range within [{low:g}, {high:g}], got {self._value(key)}")
         if self.losses.waveform == self.losses.stft == self.losses.mel == 0.0:
             raise ValueError("`losses`: one of waveform, stft and mel must be above 0, or the decoder learns nothing")
         if self.data.min_segment_s < MIN_EVALUATED_S:

@@ -33,6 +33,7 @@ MEL_RESOLUTIONS = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 16
 POWER_FLOOR = 1e-8  # of an STFT bin: below the rounding of 16-bit audio, and near that of a float32 FFT of loud audio
 MEL_FLOOR = 1e-5  # of the magnitude of a mel band, as in the Descript codec
 SILENCE_RMS = 1e-2  # -40 dB of full scale: the spectral convergence of quieter clips is relative to this level
+SPECTROGRAM_OVERLAP = 4  # windows that cover one sample of a predicted spectrogram
 TRANSITION_HZ = 200.0  # from full gain at a clip's bandwidth to `gain_above`
 
 
@@ -252,6 +253,33 @@ def mel_loss(
         valid = _valid_frames(lengths, mel.shape[1], fft_size // 4)
         loss = loss + _weighted_mean((mel - real_mel).abs(), weights, valid)
     return loss / math.log(10.0)
+
+
+def spectrogram_loss(
+    predicted: Tensor,
+    real: Tensor,
+    sampling_rate: int,
+    lengths: Tensor | None = None,
+    bandwidth_hz: Tensor | None = None,
+    gain_above: float = 0.0,
+) -> Tensor:
+    """Mean absolute difference of predicted log mel magnitudes and those of a waveform; arguments as `stft_losses`.
+
+    Not in the paper. Bands are weighted by the mean gain of their bins.
+
+    Args:
+        predicted: `(batch, spectra, bands)`, natural logarithm; windows cover four times what lies between spectra.
+        real: `(batch, samples)`.
+        sampling_rate: See above, as all others.
+    """
+    real = real.float()
+    hop_length = real.shape[-1] // predicted.shape[1]
+    fft_size = SPECTROGRAM_OVERLAP * hop_length
+    lengths = torch.full((len(real),), real.shape[-1], device=real.device) if lengths is None else lengths
+    filters = _mel_filters(fft_size, predicted.shape[2], sampling_rate, real.device)
+    weights = _scaled_filters(filters, _gain(real, fft_size, sampling_rate, bandwidth_hz, gain_above))[1]
+    distance = (predicted.float() - _log_mel(real, fft_size, hop_length, filters)).abs()
+    return _weighted_mean(distance, weights, _valid_frames(lengths, distance.shape[1], hop_length))
 
 
 def log_mel(waveform: Tensor, sampling_rate: int, fft_size: int, hop_length: int, num_bands: int) -> Tensor:

@@ -28,13 +28,13 @@ from .run import (
     make_loader,
     mean_over_processes,
     prepare_output,
+    rate_share,
     replacing_model,
     run_alone,
     run_command,
     seed_randomness,
     stop_unless_finite,
     sum_over_processes,
-    warmup,
 )
 from .tracking import RunLog, SpeedMeter
 
@@ -87,8 +87,9 @@ def train(config: PretrainConfig, accelerator: Accelerator) -> Path:
     batches = iter(training)
     model.train()
     while step < config.run.max_steps:
+        share = rate_share(step, config.optim.warmup_steps, config.optim.decay_steps, config.run.max_steps)
         for group in optimizer.param_groups:
-            group["lr"] = config.optim.learning_rate * warmup(step, config.optim.warmup_steps)
+            group["lr"] = config.optim.learning_rate * share
         for micro_step in range(config.optim.accumulation_steps):
             with meter.waiting():
                 batch = next(batches)

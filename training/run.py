@@ -29,9 +29,9 @@ from .recordings import is_held_out, open_corpus, read_rows, stream_recordings, 
 LISTING_TIMEOUT = timedelta(hours=2)  # of the other processes, while one lists the recordings
 # What may change when a run goes on; all else would make another run of it.
 FREE_SETTINGS = (
-    "data.max_unreadable_share", "run.output", "run.max_steps", "run.log_every", "run.eval_every", "run.eval_batches",
-    "run.eval_clips", "run.eval_clip_s", "run.logged_clips", "run.save_every", "run.keep_checkpoints", "run.tracker",
-    "run.progress",
+    "data.max_unreadable_share", "optim.decay_steps", "run.output", "run.max_steps", "run.log_every", "run.eval_every",
+    "run.eval_batches", "run.eval_clips", "run.eval_clip_s", "run.logged_clips", "run.save_every",
+    "run.keep_checkpoints", "run.tracker", "run.progress",
 )  # fmt: skip
 EVALUATION_SEED = 0  # of the order and the masks of held-out speech: the same in every evaluation of every run
 
@@ -153,9 +153,10 @@ def make_loader(config: TrainingConfig, accelerator: Accelerator, sampling_rate:
     )
 
 
-def warmup(step: int, warmup_steps: int) -> float:
-    """Share of the learning rate for the step after `step` steps: a linear rise to 1, then constant."""
-    return min(1.0, (step + 1) / (warmup_steps + 1))
+def rate_share(step: int, warmup_steps: int, decay_steps: int, max_steps: int) -> float:
+    """Share of the learning rate for the step after `step` steps: a linear rise to 1, constant, a linear fall to 0."""
+    rise, fall = (step + 1) / (warmup_steps + 1), (max_steps - step) / (decay_steps + 1)
+    return min(1.0, rise, fall)
 
 
 def seed_randomness(seed: int, step: int, micro_step: int, process: int) -> torch.Generator:

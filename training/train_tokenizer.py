@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint as save_model
 
+from .augmentation import change_level, change_speed
 from .checkpointing import list_checkpoints, load_checkpoint, save_checkpoint
 from .codec import CodecForTraining, CodecResult
 from .config import CodecConfig, flatten
@@ -29,6 +30,7 @@ from .losses import (
     generator_adversarial_loss,
     mel_loss,
     shape_bandwidth,
+    spectrogram_loss,
     stft_losses,
     waveform_loss,
 )
@@ -40,21 +42,22 @@ from .run import (
     make_loader,
     mean_over_processes,
     prepare_output,
+    rate_share,
     replacing_model,
     run_alone,
     run_command,
     seed_randomness,
     stop_unless_finite,
     sum_over_processes,
-    warmup,
 )
 from .tracking import RunLog, SpeedMeter
 
 # What makes an encoder: weights of one with other values would load, in part or with another meaning.
 ENCODER_FIELDS = (
     "sampling_rate", "downsampling_ratios", "encoder_channels", "encoder_residual_blocks", "encoder_kernel_sizes",
-    "residual_dilations", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "conv_kernel_size", "layer_norm_eps", "daam_num_gaussians", "daam_in_encoder", "daam_in_conformer",
+    "encoder_stft_stages", "residual_dilations", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "conv_kernel_size", "layer_norm_eps", "daam_num_gaussians", "daam_in_encoder",
+    "daam_in_conformer",
 )  # fmt: skip
 
 
@@ -119,10 +122,12 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
     batches = iter(training)
     codec.train()
     while step < config.run.max_steps:
-        adversarial = judged_at_all and step >= config.optim.discriminator_start
+        halfway = step < config.optim.spectrogram_steps
+        adversarial = judged_at_all and not halfway and step >= config.optim.discriminator_start
+        share = rate_share(step, config.optim.warmup_steps, config.optim.decay_steps, config.run.max_steps)
         for each, base in zip((optimizer, discriminator_optimizer), rates, strict=True):
             for group, learning_rate in zip(each.param_groups, base, strict=True):
-                group["lr"] = learning_rate * warmup(step, config.optim.warmup_steps)
+                group["lr"] = learning_rate * share
         for micro_step in range(config.optim.accumulation_steps):
             with meter.waiting():
                 batch = next(batches)
@@ -130,13 +135,19 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
             samples, lengths, bandwidth_hz = (
                 value.to(accelerator.device) for value in (batch.samples, batch.lengths, batch.bandwidth_hz)
             )
+            samples, lengths, bandwidth_hz = augment(samples, lengths, bandwidth_hz, config, generator)
             with accelerator.accumulate(model, judges):
-                result = model(samples, lengths, window_frames, generator)
-                real, generated = (
-                    shape_bandwidth(waveform, bandwidth_hz, rate, config.data.gain_above_bandwidth)
-                    for waveform in (result.real, result.generated)
-                )
-                losses = reconstruction_losses(result, real, generated, bandwidth_hz, config, rate)
+                result = model(samples, lengths, window_frames, generator, halfway)
+                if halfway:
+                    gain = config.data.gain_above_bandwidth
+                    spectral = (result.generated, result.real, rate, result.lengths, bandwidth_hz, gain)
+                    losses = {"spectrogram": spectrogram_loss(*spectral)}
+                else:
+                    real, generated = (
+                        shape_bandwidth(waveform, bandwidth_hz, rate, config.data.gain_above_bandwidth)
+                        for waveform in (result.real, result.generated)
+                    )
+                    losses = reconstruction_losses(result, real, generated, bandwidth_hz, config, rate)
                 norms = {}
                 if adversarial:
                     scores = judges(torch.cat([real, generated.detach()])).scores
@@ -170,7 +181,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
             judge_unreadable(counts["opened"], counts["unreadable"], config.data.max_unreadable_share)
         if step % config.run.log_every == 0 or step % config.run.save_every == 0 or last:
             stop_unless_finite(accelerator, step, loss, sum(norms.values()))  # before it reaches a checkpoint
-        if (step % config.run.eval_every == 0 or last) and clips:
+        if (step % config.run.eval_every == 0 or last) and clips and not halfway:
             figures, reconstructions = evaluate(codec.average, clips, held_out=config.data.held_out_share > 0.0)
             log.write(step, figures)
             log.reconstructions(step, clips[: config.run.logged_clips], reconstructions, rate)
@@ -201,7 +212,7 @@ def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators]:
     codec = JepaDaamModel(model_config) if weights is None else load_weights(weights, model_config)
     sizes = config.discriminators
     return (
-        CodecForTraining(codec, config.optim.freeze_encoder),
+        CodecForTraining(codec, config.optim.freeze_encoder, config.optim.spectrogram_steps > 0),
         Discriminators(sizes.periods, sizes.num_scales, sizes.width),
     )
 
@@ -243,7 +254,10 @@ def make_optimizers(
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """AdamW of encoder and decoder, and AdamW of the discriminators."""
     optim = config.optim
-    groups: list[dict[str, Any]] = [{"params": list(codec.codec.decoder.parameters())}]
+    decoder = [*codec.codec.decoder.parameters()]
+    if codec.spectrogram_head is not None:
+        decoder.extend(codec.spectrogram_head.parameters())
+    groups: list[dict[str, Any]] = [{"params": decoder}]
     if not optim.freeze_encoder:
         rate = optim.learning_rate if optim.encoder_learning_rate is None else optim.encoder_learning_rate
         groups.insert(0, {"params": list(codec.codec.encoder.parameters()), "lr": rate})
@@ -258,6 +272,17 @@ def make_optimizers(
     )
 
 
+def augment(
+    samples: Tensor, lengths: Tensor, bandwidth_hz: Tensor, config: CodecConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch at other levels and another speed, if the configuration says so."""
+    if config.data.speed != (1.0, 1.0):
+        samples, lengths, bandwidth_hz = change_speed(samples, lengths, bandwidth_hz, config.data.speed, generator)
+    if config.data.gain_db != (0.0, 0.0):
+        samples = change_level(samples, config.data.gain_db, generator)
+    return samples, lengths, bandwidth_hz
+
+
 def loss_weights(config: CodecConfig) -> dict[str, float]:
     """Weight of each of the codec's losses in the total (eq. 20)."""
     weights = config.losses
@@ -266,6 +291,7 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
         "spectral_convergence": weights.stft,
         "log_magnitude": weights.stft,
         "mel": weights.mel,
+        "spectrogram": 1.0,
         "adversarial": weights.adversarial,
         "feature_matching": weights.feature_matching,
     }

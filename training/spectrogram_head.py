@@ -1,0 +1,40 @@
+"""What the decoder knows of the spectrogram halfway up: an auxiliary task, far cheaper than the waveform.
+
+Layout: features `(batch, channels, frames)`, spectrograms `(batch, frames, bands)`.
+"""
+
+import math
+
+from torch import Tensor, nn
+
+from modeling_jepa_daam.decoder import HifiGanDecoder
+
+MIN_RATE = 50.0  # spectra a second: the fewest that tell one sound of speech from the next
+NUM_BANDS = 160  # fine enough for the first harmonics of a voice
+LOG_MEAN, LOG_SCALE = -6.5, 2.0  # of natural-log mel magnitudes of speech
+
+
+class SpectrogramHead(nn.Module):
+    """Linear prediction of log mel magnitudes from the features of the decoder's first stage of at least 50 Hz.
+
+    Args:
+        decoder: Whose features it reads.
+        sampling_rate: Of the waveform (Hz).
+        hop_length: Samples a latent frame.
+    """
+
+    def __init__(self, decoder: HifiGanDecoder, sampling_rate: int, hop_length: int):
+        super().__init__()
+        self.num_stages, self.hop_length = 0, hop_length
+        for ratio in decoder.upsampling_ratios:
+            if sampling_rate / self.hop_length >= MIN_RATE:
+                break
+            self.num_stages, self.hop_length = self.num_stages + 1, self.hop_length // ratio
+        channels = decoder.channels[self.num_stages]
+        self.project = nn.Conv1d(channels, NUM_BANDS, kernel_size=1)
+        nn.init.normal_(self.project.weight, std=0.5 / math.sqrt(channels))
+        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Natural logarithm of mel magnitudes, float32."""
+        return LOG_MEAN + LOG_SCALE * self.project(features).float().transpose(1, 2)

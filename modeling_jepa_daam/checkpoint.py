@@ -1,24 +1,30 @@
 """One folder for a whole checkpoint: model, feature extractor and tokenizer, with the code of all of them."""
 
+import copy
 import os
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .configuration_jepa_daam import JepaDaamConfig
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
-from .files import replacing
+from .files import replacing, sha256_of
 from .modeling_jepa_daam import JepaDaamModel
 from .tokenization_jepa_daam import JepaAudioTokenizer
 
 
-def save_checkpoint(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
+def save_checkpoint(model: PreTrainedModel, folder: str | os.PathLike, half: bool = False) -> Path:
     """Save a model with its feature extractor and tokenizer; the folder appears whole or not at all.
+
+    The configuration names the SHA-256 of the weights, and loading verifies it.
 
     Args:
         model: Any model of this package; a `JepaDaamModel` for a checkpoint that tokenizes.
         folder: Where to; must not exist, or be empty.
+        half: Whether to store the weights in float16, half the size; they load as float32 all the same. The
+            quantizer's statistics stay as they are.
 
     Returns:
         The folder.
@@ -31,7 +37,13 @@ def save_checkpoint(model: PreTrainedModel, folder: str | os.PathLike) -> Path:
         raise FileExistsError(f"`folder` must be new or empty, got {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as temporary:
-        model.save_pretrained(temporary)
+        state = model.state_dict()
+        if half:
+            state = {name: value if name.startswith("quantizer.") else value.half() for name, value in state.items()}
+        model.save_pretrained(temporary, state_dict=state)
+        config = copy.deepcopy(model.config)
+        config.weights_sha256 = sha256_of(temporary / SAFE_WEIGHTS_NAME)
+        config.save_pretrained(temporary)
         JepaDaamFeatureExtractor.from_config(model.config).save_pretrained(temporary)
         JepaAudioTokenizer.from_config(model.config).save_pretrained(temporary)
         for file in temporary.iterdir():

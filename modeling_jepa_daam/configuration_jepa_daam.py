@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -107,6 +108,8 @@ class JepaDaamConfig(PreTrainedConfig):
             shorter by as many entries.
         chunk_frames: Frames that the encoder sees at once; longer audio is cut into such chunks, each on its own.
         untrained_seed: Seed that the weights were drawn from, if they were never trained.
+        weights_sha256: SHA-256 of the checkpoint's `model.safetensors`, which loading then verifies. Stands in what
+            `checkpoint.save_checkpoint` wrote; a model that is saved in any other way forgets it.
 
     Raises:
         ValueError: If a key is unknown, a value has the wrong type or range, or fields contradict each other.
@@ -153,6 +156,7 @@ class JepaDaamConfig(PreTrainedConfig):
     decoder_istft_stages: int = 0
     chunk_frames: int = 30
     untrained_seed: int | None = None
+    weights_sha256: str | None = None
 
     def __post_init__(self, **kwargs):
         unknown = set(kwargs) - _INHERITED_KEYS
@@ -240,6 +244,8 @@ class JepaDaamConfig(PreTrainedConfig):
         for name in ("fsq_temperature", "layer_norm_eps"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}")
+        if self.weights_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
+            raise ValueError(f"`weights_sha256` must be 64 hexadecimal digits, got {self.weights_sha256!r}")
         if not math.isfinite(self.daam_alpha):
             raise ValueError(f"`daam_alpha` must be finite, got {self.daam_alpha}")
         if self.chunk_frames > MAX_CHUNK_S * self.frame_rate:
@@ -347,7 +353,7 @@ _DIGEST_KEYS = {
     for name in JepaDaamConfig.__annotations__
     if not name.startswith(("predictor_", "mask_"))
     and "dropout" not in name
-    and name not in ("ema_decay", "daam_alpha", "untrained_seed", "model_type", "_auto_class")
+    and name not in ("ema_decay", "daam_alpha", "untrained_seed", "weights_sha256", "model_type", "_auto_class")
 }
 
 # Keys that transformers itself writes into or passes along with a configuration.

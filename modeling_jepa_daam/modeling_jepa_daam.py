@@ -24,12 +24,17 @@ from .convolution import SnakeBeta
 from .daam import DensityAdaptiveAttention
 from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
+from .files import verify_weights
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_tokens, pack_frames, unpack_frames
 from .quantizer import FiniteScalarQuantizer
 
 # Chunks that an accelerator encodes at once. On CPU each runs alone: see `JepaDaamModel.encode_waveforms`.
 MAX_CHUNKS_PER_BATCH = 32
+
+
+# Arguments of `from_pretrained` that say where a checkpoint's files are.
+_WHERE_FILES_ARE = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -112,6 +117,25 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
     def __init__(self, config: JepaDaamConfig, *args, **kwargs):
         config.validate()  # fields may have been set since it was made
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As inherited; but weights that are not those that `config.weights_sha256` names are refused.
+
+        Raises:
+            ValueError: If they are damaged, or of another checkpoint.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.weights_sha256 is not None:
+            where = {name: kwargs[name] for name in _WHERE_FILES_ARE if name in kwargs}
+            verify_weights(pretrained_model_name_or_path, model.config.weights_sha256, **where)
+        return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As inherited; forgets the configuration's `weights_sha256`, which was that of the weights as loaded."""
+        self.config.weights_sha256 = None
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

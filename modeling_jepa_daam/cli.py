@@ -57,7 +57,11 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Checkpoint folder or Hub id.")]
+SHIPPED_MODEL = Path(__file__).parents[1] / "hub_configs" / "jepa-daam-24khz-small"
+SHIPPED_HELP = "the clone's hub_configs/jepa-daam-24khz-small"
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Checkpoint folder or Hub id.", show_default=SHIPPED_HELP)
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Below float32 a few digits of the tokens change.")]
 InputsArgument = Annotated[list[Path], typer.Argument(help="Files and folders (searched at every depth).")]
@@ -73,6 +77,8 @@ def _fail(message: str) -> typer.Exit:
 
 def _config(model: str) -> JepaDaamConfig:
     """The configuration of a folder or Hub id, or a message and exit code 2."""
+    if model == str(SHIPPED_MODEL) and not SHIPPED_MODEL.is_dir():
+        raise _fail("--model is missing: the trained model lies in the repository, not in the package")
     if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
         raise _fail(f"no such folder: {model}")
     try:
@@ -206,7 +212,9 @@ def main(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, folder with a config.json, or Hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint folder, folder with a config.json, or Hub id.", show_default=SHIPPED_HELP)
+    ] = str(SHIPPED_MODEL),
 ) -> None:
     """Print a model's rates, vocabulary and sizes."""
     config = _config(model)
@@ -255,8 +263,8 @@ def init(
 @app.command()
 def encode(
     inputs: InputsArgument,
-    model: ModelOption,
     output: OutputOption,
+    model: ModelOption = str(SHIPPED_MODEL),
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
     overwrite: OverwriteOption = False,
@@ -282,8 +290,8 @@ def encode(
 @app.command()
 def decode(
     inputs: InputsArgument,
-    model: ModelOption,
     output: OutputOption,
+    model: ModelOption = str(SHIPPED_MODEL),
     audio_format: FormatOption = AudioFormat.wav,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
@@ -305,8 +313,8 @@ def decode(
 @app.command()
 def reconstruct(
     inputs: InputsArgument,
-    model: ModelOption,
     output: OutputOption,
+    model: ModelOption = str(SHIPPED_MODEL),
     audio_format: FormatOption = AudioFormat.wav,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
@@ -327,8 +335,8 @@ def reconstruct(
 @app.command()
 def plot(
     audio: Annotated[Path, typer.Argument(help="Audio file.")],
-    model: ModelOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
+    model: ModelOption = str(SHIPPED_MODEL),
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds from the start that are drawn.")] = 30.0,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
@@ -364,7 +372,7 @@ def plot(
 
 @app.command()
 def bench(
-    model: ModelOption,
+    model: ModelOption = str(SHIPPED_MODEL),
     seconds: Annotated[float, typer.Option(min=0.4, max=3600, help="Seconds of noise to encode and decode.")] = 12.0,
     runs: Annotated[int, typer.Option(min=1, help="Runs of which the median is printed.")] = 5,
     device: DeviceOption = "cpu",

@@ -75,8 +75,8 @@ def same(one, other):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(librilight, tmp_path, processes):
     """kill -9 before and after the discriminators start, on 1 and 2 processes with a data worker each."""
-    changes = ["run.max_steps=7", "run.save_every=2", "run.eval_every=3", "data.num_workers=1"]
-    changes += ["optim.discriminator_start=3"]
+    changes = ["run.max_steps=7", "run.save_every=2", "run.eval_every=3", "data.num_workers=1", "data.speed=[0.9, 1.1]"]
+    changes += ["optim.discriminator_start=3", "optim.spectrogram_steps=2", "data.gain_db=[-9, 3]"]
     finish(start("train_tokenizer", processes, settings(librilight, tmp_path / "unbroken", *changes)))
     broken = settings(librilight, tmp_path / "broken", *changes)
     for num_entries in (3, 7):
@@ -87,6 +87,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(librilight, tmp_path, p
     assert verify_checkpoint(checkpoint)["world_size"] == processes
     expected = figures(tmp_path / "unbroken")
     assert len(expected) == 7 + 3
+    assert [("loss/spectrogram" in entry) for entry in expected if "loss/total" in entry] == [True] * 2 + [False] * 5
     assert [("loss/adversarial" in entry) for entry in expected if "loss/total" in entry] == [False] * 3 + [True] * 4
     assert figures(tmp_path / "broken") == expected
     assert same(state(tmp_path / "broken"), state(tmp_path / "unbroken"))
@@ -225,6 +226,29 @@ def test_options_train_and_stay_finite(librilight, tmp_path, options):
     assert all(np.isfinite(value) for entry in last for value in entry.values())
     assert any(("seen/stoi" if "data.held_out_share=0" in options else "held_out/stoi") in entry for entry in last)
     assert any("loss/mel" in entry for entry in last) == ("losses.mel=1" in options)
+
+
+def test_spectrograms_are_learned_first_and_the_learning_rate_falls(librilight, tmp_path):
+    main(
+        config_of(librilight, tmp_path, "run.max_steps=40", "optim.spectrogram_steps=40", "optim.decay_steps=20",
+                  "run.eval_every=20", "optim.warmup_steps=0")
+    )  # fmt: skip
+    entries = figures(tmp_path)
+    assert sum("loss/spectrogram" in entry for entry in entries) == 40
+    first, last = (
+        entry["held_out/spectrogram_distance"] for entry in entries if "held_out/spectrogram_distance" in entry
+    )
+    assert last < 0.97 * first
+    rates = [entry["optim/learning_rate"] for entry in entries if "optim/learning_rate" in entry]
+    assert rates[20] == rates[0] > rates[30] > rates[39] > 0.0
+
+
+@pytest.mark.parametrize(
+    "change", ["data.speed=[0.4, 1]", "data.speed=[1.1, 0.9]", "data.gain_db=[0, 61]", "optim.decay_steps=-1"]
+)
+def test_ranges_of_augmentation_are_checked(librilight, tmp_path, change):
+    with pytest.raises(ValueError, match=f"`{change.split('=')[0]}` must be"):
+        config_of(librilight, tmp_path, change)
 
 
 def test_bfloat16_trains_float32_weights(librilight, tmp_path, monkeypatch):

@@ -50,6 +50,9 @@ class CodecForTraining(nn.Module):
         self.average = copy.deepcopy(codec).requires_grad_(False)
         rate, hop = self.config.sampling_rate, self.config.hop_length
         self.spectrogram_head = SpectrogramHead(codec.decoder, rate, hop) if spectrogram_head else None
+        self.average_head = copy.deepcopy(self.spectrogram_head)
+        if self.average_head is not None:
+            self.average_head.requires_grad_(False)
         self.batch_mean = torch.zeros(self.config.hidden_size)  # of the latents of the last batch
         self.batch_var = torch.ones(self.config.hidden_size)
         self.train()
@@ -69,8 +72,12 @@ class CodecForTraining(nn.Module):
         The statistics of its quantizer move at the same pace towards those of the last batch: the averaged encoder is
         behind by some steps, and they have to be behind by as many.
         """
-        for average, current in zip(self.average.parameters(), self.codec.parameters(), strict=True):
-            average.lerp_(current, 1.0 - decay)
+        pairs: list[tuple[nn.Module, nn.Module]] = [(self.average, self.codec)]
+        if self.average_head is not None and self.spectrogram_head is not None:
+            pairs.append((self.average_head, self.spectrogram_head))
+        for averaged, trained in pairs:
+            for average, current in zip(averaged.parameters(), trained.parameters(), strict=True):
+                average.lerp_(current, 1.0 - decay)
         if self.config.normalize_latents:
             self.average.quantizer.running_mean.lerp_(self.batch_mean, 1.0 - decay)
             self.average.quantizer.running_var.lerp_(self.batch_var, 1.0 - decay)

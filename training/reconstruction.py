@@ -4,14 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from modeling_jepa_daam import JepaDaamModel
 from modeling_jepa_daam.packing import group_vocabulary_sizes
 
 from .config import CodecConfig, DataConfig
 from .data import BatchLoader
+from .losses import spectrogram_loss
 from .quality import best_constant_mel_distance, mean_quality, reconstruction_quality, token_statistics
 from .run import EVALUATION_SEED, run_recordings
+from .spectrogram_head import SpectrogramHead
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,26 @@ def reconstruct(codec: JepaDaamModel, samples: np.ndarray) -> tuple[np.ndarray, 
         codes = codec.encode(torch.from_numpy(samples)[None, None], return_dict=False)[0]
         audio = codec.decode(codes, return_dict=False)[0]
     return audio[0, 0, : len(samples)].float().cpu().numpy(), codes[0].T.cpu()
+
+
+def spectrogram_distance(codec: JepaDaamModel, head: SpectrogramHead, clips: list[Clip]) -> float:
+    """Mean `spectrogram_loss` of what the head predicts from the clips' digits.
+
+    Args:
+        codec: In evaluation mode.
+        head: Reads the features of the codec's decoder.
+        clips: What to predict.
+    """
+    hop, rate, distances = codec.config.hop_length, codec.config.sampling_rate, []
+    with torch.inference_mode():
+        for clip in clips:
+            [latents] = codec.encode_waveforms([torch.from_numpy(clip.samples)])
+            quantized = codec.quantizer(latents[None])[0].transpose(1, 2)
+            predicted = head(codec.decoder.upsample(quantized, num_stages=head.num_stages)[0])
+            real = F.pad(torch.from_numpy(clip.samples), (0, len(latents) * hop - len(clip.samples)))
+            length, bandwidth_hz = torch.tensor([len(clip.samples)]), torch.tensor([clip.bandwidth_hz])
+            distances.append(spectrogram_loss(predicted.cpu(), real[None], rate, length, bandwidth_hz).item())
+    return sum(distances) / len(distances)
 
 
 def evaluate(codec: JepaDaamModel, clips: list[Clip], held_out: bool) -> tuple[dict[str, float], list[np.ndarray]]:

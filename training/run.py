@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import typer
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from datasets import IterableDataset
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -62,8 +62,8 @@ def replacing_model(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def run_alone(config: Config, train: Callable[[Config, Accelerator], Path]) -> Path:
-    """Start Accelerate, keep others out of the run's folder, and train.
+def run_alone(config: Config, train: Callable[[Config, Accelerator], Path], partly: bool = False) -> Path:
+    """Start Accelerate, keep others out of the run's folder, and train; `partly` if a step may leave parameters out.
 
     Raises:
         ValueError: If another process trains into the folder.
@@ -73,7 +73,10 @@ def run_alone(config: Config, train: Callable[[Config, Accelerator], Path]) -> P
         gradient_accumulation_steps=config.optim.accumulation_steps,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.output,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LISTING_TIMEOUT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=LISTING_TIMEOUT),
+            DistributedDataParallelKwargs(find_unused_parameters=partly),
+        ],
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:  # each would train alone, into the same folder

@@ -191,6 +191,7 @@ def describe(metrics: dict[str, float]) -> str:
         "held_out/mel_distance": "held-out mel distance {:.3f}",
         "held_out/mel_distance_of_constant": "of a constant {:.3f}",
         "seen/mel_distance": "mel distance of clips trained on {:.3f}",
+        "held_out/spectrogram_distance": "held-out spectrogram distance {:.3f}",
         "held_out/stoi": "STOI {:.3f}",
         "seen/stoi": "STOI {:.3f}",
         "tokens/digit_entropy_bits": "{:.2f} bits a digit",

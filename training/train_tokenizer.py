@@ -35,7 +35,7 @@ from .losses import (
     waveform_loss,
 )
 from .quality import PESQ_MISSING
-from .reconstruction import evaluate, fixed_clips
+from .reconstruction import evaluate, fixed_clips, spectrogram_distance
 from .run import (
     ConfigPath,
     Overrides,
@@ -71,7 +71,7 @@ def main(config: CodecConfig) -> Path:
         FloatingPointError: If a loss or a gradient is not finite.
         RuntimeError: If processes were started that do not know of each other.
     """
-    return run_alone(config, train)
+    return run_alone(config, train, partly=config.optim.spectrogram_steps > 0)
 
 
 def train(config: CodecConfig, accelerator: Accelerator) -> Path:
@@ -181,11 +181,16 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
             judge_unreadable(counts["opened"], counts["unreadable"], config.data.max_unreadable_share)
         if step % config.run.log_every == 0 or step % config.run.save_every == 0 or last:
             stop_unless_finite(accelerator, step, loss, sum(norms.values()))  # before it reaches a checkpoint
-        if (step % config.run.eval_every == 0 or last) and clips and not halfway:
-            figures, reconstructions = evaluate(codec.average, clips, held_out=config.data.held_out_share > 0.0)
-            log.write(step, figures)
-            log.reconstructions(step, clips[: config.run.logged_clips], reconstructions, rate)
-            log.watch_digits(step, figures)
+        if (step % config.run.eval_every == 0 or last) and clips:
+            held_out = config.data.held_out_share > 0.0
+            if halfway and codec.average_head is not None:
+                distance = spectrogram_distance(codec.average, codec.average_head, clips)
+                log.write(step, {f"{'held_out' if held_out else 'seen'}/spectrogram_distance": distance})
+            else:
+                figures, reconstructions = evaluate(codec.average, clips, held_out)
+                log.write(step, figures)
+                log.reconstructions(step, clips[: config.run.logged_clips], reconstructions, rate)
+                log.watch_digits(step, figures)
             meter.restart()
         if step % config.run.save_every == 0 or last:
             save_checkpoint(accelerator, checkpoints, step, training.state_dict(), config.run.keep_checkpoints)

@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+MODEL  := hub_configs/jepa-daam-24khz-small
 SAMPLE := tests/audio/1688-142285-0003.flac
 
 .PHONY: demo test check test-slow test-transformers train-smoke evaluate evaluate-all lint types fast-tests bench bench-training format clean
@@ -13,11 +14,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed
-	test -d demo/checkpoint || $(BIN)/jepa-audio init hub_configs/jepa-daam-24khz-fast demo/checkpoint
-	$(BIN)/jepa-audio info demo/checkpoint
-	$(BIN)/jepa-audio encode $(SAMPLE) --model demo/checkpoint --output demo --overwrite
-	$(BIN)/jepa-audio decode demo/$(notdir $(SAMPLE:.flac=.jepa)) --model demo/checkpoint --output demo --overwrite
-	$(BIN)/jepa-audio plot $(SAMPLE) --model demo/checkpoint --output demo/$(notdir $(SAMPLE:.flac=.png))
+	$(BIN)/jepa-audio info
+	$(BIN)/jepa-audio encode $(SAMPLE) --output demo --overwrite
+	$(BIN)/jepa-audio decode demo/$(notdir $(SAMPLE:.flac=.jepa)) --output demo --overwrite
+	$(BIN)/jepa-audio plot $(SAMPLE) --output demo/$(notdir $(SAMPLE:.flac=.png))
+	$(BIN)/jepa-audio evaluate $(SAMPLE) --system $(MODEL) --judges pitch,opinion --output demo/evaluation
 	@ls -l demo
 
 test: check

@@ -412,7 +412,10 @@ def evaluate(context: typer.Context) -> None:
             "evaluation is part of the repository, not of the package: clone it, `pip install -e '.[evaluation]'`"
         )
     sys.path.insert(0, str(clone))
-    evaluation = importlib.import_module("training.evaluate_tokenizer")  # of the clone: the package works without it
+    try:
+        evaluation = importlib.import_module("training.evaluate_tokenizer")  # of the clone: the package works without
+    except ModuleNotFoundError as error:
+        raise _fail(f"evaluation needs `pip install -e '.[evaluation]'`, or at least `.[train]`: {error}") from error
     evaluation.app(args=context.args, prog_name="jepa-audio evaluate")
 
 

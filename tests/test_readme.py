@@ -12,15 +12,17 @@ from tests.conftest import HUB_CONFIGS, ROOT
 README = (ROOT / "README.md").read_text()
 
 
-def test_its_python_lines_run_in_an_empty_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_its_python_lines_run_in_the_clone(tmp_path, monkeypatch, capsys):
+    for name in ("hub_configs", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)  # what they write stays out of the clone
     program = "\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
     names: dict = {}
     exec(compile(program, "README.md", "exec"), names)
-    assert "95 16384 47.5 640.0" in capsys.readouterr().out
-    assert names["waveform"].shape == (48000,)
+    assert "247 16384 47.5 640.0" in capsys.readouterr().out
+    assert names["waveform"].shape == (13 * 9600,)
     assert names["codes"][0].T.flatten().tolist() == names["ids"]
-    assert names["restored"].shape == (1, 1, 48000)
+    assert names["restored"].shape == (1, 1, 13 * 9600)
 
 
 def test_nothing_was_left_to_fill_in():

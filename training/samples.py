@@ -104,8 +104,8 @@ def write_picture(path: Path, sounds: dict[str, np.ndarray], title: str) -> None
 
 def describe_recording(recording: Recording) -> dict[str, Any]:
     """What the index says of a clip: whose it is, and its corpus with its licence as far as known."""
-    known = {key: recording.fields[key] for key in ("set", "source", "speaker", "language", "text")
-             if key in recording.fields}  # fmt: skip
+    fields = ("set", "source", "speaker", "language", "text")
+    known: dict[str, Any] = {key: recording.fields[key] for key in fields if key in recording.fields}
     source = SPEECH_SOURCES.get(recording.fields.get("source", ""))
     if source is not None:
         known |= {"corpus": source.title, "licence": source.licence, "url": source.url}

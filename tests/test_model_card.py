@@ -139,8 +139,8 @@ def card_of(folder: Path) -> str:
 
 def test_the_card_has_all_parts_and_metadata_of_the_hub(whole):
     text = card_of(whole)
-    parts = ["Use", "How good it is", "The bars", "Samples", "Training", "Data", "Limits", "Misuse"]
-    parts += ["Environmental cost", "Licence and citation"]
+    parts = ["Use", "How good it is", "What the tokens hold", "The bars", "Samples", "Training", "Data"]
+    parts += ["Limits", "Misuse", "Environmental cost", "Licence and citation"]
     assert re.findall("^## (.+)", text, re.MULTILINE) == parts
     metadata = yaml.safe_load(text.split("---")[1])
     assert metadata["library_name"] == "transformers"

@@ -58,7 +58,7 @@ def test_the_recorded_sentence_has_the_tokens_that_were_noted():
 @needs_weights
 @needs_card
 def test_the_card_is_what_its_files_say():
-    assert str(render(FOLDER)) == (FOLDER / "README.md").read_text()
+    assert render(FOLDER) == (FOLDER / "README.md").read_text()
     for path in [FOLDER / "README.md", *FOLDER.rglob("*.json")]:
         text = path.read_text()
         assert not [root for root in ("/tmp/", "/work/", "/home/", "/root/") if root in text], path.name

@@ -170,7 +170,10 @@ def describe_evaluations(folder: Path, results: Sequence[Path]) -> dict[str, Any
             each: {names[name]: figures for name, figures in systems.items() if name in names}
             for each, systems in summary["set"].items()
         }
-        told["tokens"] |= summary["tokens"][ours[0]]
+        told["tokens"] |= {
+            each: {key: value for key, value in figures.items() if not isinstance(value, list)}
+            for each, figures in summary["tokens"][ours[0]].items()
+        }
         told["extent"] |= _extents(result / ours[0] / "clips.jsonl")
         settings = summary["settings"][ours[0]]
         told["runs"].append(

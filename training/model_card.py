@@ -39,9 +39,10 @@ from .evidence import (
     write_log,
 )
 from .markdown import markdown_table
-from .report import ORIGINAL, Estimate, format_cell
+from .report import ORIGINAL, Estimate, format_cell, token_table
 from .speech_sources import SPEECH_SOURCES
 
+PAPER_PARAMETERS = 118_512_562 + 69_291_649  # encoder without predictor, quantizer and decoder: Table 3 of the paper
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TABLE_FIGURES = ("bits", "pesq", "stoi", "estoi", "dnsmos", "speaker_similarity", "word_errors", "character_errors")
 LIMIT_FIGURES = ("pesq", "stoi", "dnsmos", "speaker_similarity", "word_errors")
@@ -82,8 +83,8 @@ INTRODUCTION = (
 )
 
 
-def render(folder: Path) -> ModelCard:
-    """The card of a checkpoint.
+def render(folder: Path) -> str:
+    """The card of a checkpoint: YAML, then Markdown.
 
     Raises:
         ValueError: If a file was made with other weights than those of the folder, or there is no `config.json`.
@@ -97,16 +98,18 @@ def render(folder: Path) -> ModelCard:
     )
     training, recordings = _read(folder / "training.json"), _read(folder / "recordings.json")
     name = folder.absolute().name
-    return ModelCard.from_template(
+    card = ModelCard.from_template(
         card_data=metadata(name, evaluation, recordings),
         template_path=str(TEMPLATE),
         name=name,
         path=portable_path(str(folder.absolute())),
         rates=config,
         weights=weights,
+        paper_parameters=PAPER_PARAMETERS,
         introduction=INTRODUCTION,
         evaluation=evaluation,
         quality=quality_tables(evaluation) if evaluation else [],
+        tokens=token_table(main_tokens) if (main_tokens := tokens_of_main_sets(evaluation)) else "",
         bars=judge(evaluation) if evaluation else [],
         samples=samples,
         training=[run | {"log_table": log_table(run)} for run in training or []],
@@ -119,6 +122,7 @@ def render(folder: Path) -> ModelCard:
         },
         cost=cost_of(training) if training else "",
     )
+    return str(card).rstrip() + "\n"
 
 
 def _read(path: Path, weights: dict[str, Any] | None = None) -> Any:
@@ -168,7 +172,7 @@ def metadata(name: str, evaluation: dict | None, recordings: dict | None) -> Mod
         language=sorted({source.language for source in trained}) or None,
         datasets=sorted({source.hub_id for source in trained if source.hub_id}) or None,
         model_name=name,
-        eval_results=_eval_results(evaluation) if evaluation else None,
+        eval_results=(_eval_results(evaluation) if evaluation else None) or None,
     )
 
 
@@ -221,6 +225,13 @@ def quality_tables(evaluation: dict) -> list[dict[str, str]]:
 
 def _cell(figures: dict, key: str, clips: int) -> str:
     return format_cell(Estimate(**figures[key]) if key in figures else None, BY_NAME[key], clips)
+
+
+def tokens_of_main_sets(evaluation: dict | None) -> dict[str, dict]:
+    """Statistics of our tokens, by set."""
+    return (
+        {each: evaluation["tokens"][each] for each in MAIN_SETS if each in evaluation["tokens"]} if evaluation else {}
+    )
 
 
 def limits_table(evaluation: dict) -> str:
@@ -311,7 +322,7 @@ Checkpoint = Annotated[Path, typer.Argument(help="Folder of a checkpoint.")]
 @app.command("render")
 def render_command(folder: Checkpoint) -> None:
     """Write README.md from what lies in the folder."""
-    card = str(render(folder))
+    card = render(folder)
     with replacing(folder / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     typer.echo(f"card: {folder / 'README.md'}")

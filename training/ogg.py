@@ -21,7 +21,7 @@ def _checksum_table() -> list[int]:
 _TABLE = _checksum_table()
 
 
-def checksum(page: bytes) -> int:
+def checksum(page: bytes | bytearray) -> int:
     """CRC-32 of a page whose own checksum is zero: most significant bit first, from 0, not inverted."""
     value = 0
     for byte in page:

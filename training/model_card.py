@@ -109,7 +109,7 @@ def render(folder: Path) -> str:
         introduction=INTRODUCTION,
         evaluation=evaluation,
         quality=quality_tables(evaluation) if evaluation else [],
-        tokens=token_table(main_tokens) if (main_tokens := tokens_of_main_sets(evaluation)) else "",
+        tokens=tokens_table(evaluation) if evaluation else "",
         bars=judge(evaluation) if evaluation else [],
         samples=samples,
         training=[run | {"log_table": log_table(run)} for run in training or []],
@@ -227,11 +227,10 @@ def _cell(figures: dict, key: str, clips: int) -> str:
     return format_cell(Estimate(**figures[key]) if key in figures else None, BY_NAME[key], clips)
 
 
-def tokens_of_main_sets(evaluation: dict | None) -> dict[str, dict]:
-    """Statistics of our tokens, by set."""
-    return (
-        {each: evaluation["tokens"][each] for each in MAIN_SETS if each in evaluation["tokens"]} if evaluation else {}
-    )
+def tokens_table(evaluation: dict) -> str:
+    """What our tokens hold, a column a main set; empty if no such set was measured."""
+    measured = {each: evaluation["tokens"][each] for each in MAIN_SETS if each in evaluation["tokens"]}
+    return token_table(measured) if measured else ""
 
 
 def limits_table(evaluation: dict) -> str:

@@ -69,6 +69,7 @@ ROBUSTNESS_FIGURES = {
     "clean/stoi": ("STOI, to the undisturbed clip", 1, 3),
 }
 LOG_COLUMNS = {
+    "held_out/spectrogram_distance": "spectrogram distance",
     "held_out/mel_distance": "mel distance",
     "held_out/stoi": "STOI",
     "held_out/pesq": "PESQ",

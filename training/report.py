@@ -148,7 +148,7 @@ def quality_table(clips: Sequence[Clip]) -> str:
         [
             system,
             str(len(systems[system])),
-            *(_cell(row[number], FIGURES[number], len(systems[system])) for number in used),
+            *(format_cell(row[number], FIGURES[number], len(systems[system])) for number in used),
         ]
         for system, row in estimates.items()
     ]
@@ -242,7 +242,8 @@ def draw_rate_distortion(clips: Sequence[Clip], folder: Path) -> list[Path]:
     return paths
 
 
-def _cell(told: Estimate | None, figure: Figure, clips: int) -> str:
+def format_cell(told: Estimate | None, figure: Figure, clips: int) -> str:
+    """An estimate as a table has it, with its interval; says over how many clips it is, where it is not `clips`."""
     if told is None:
         return ""
     text, *bounds = (

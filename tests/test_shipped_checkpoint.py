@@ -1,0 +1,72 @@
+"""What lies in the folder of the weights that ship."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig
+from modeling_jepa_daam.files import sha256_of
+from training.model_card import render
+
+from .conftest import ROOT, SPEECH
+
+FOLDER = ROOT / "hub_configs" / "jepa-daam-24khz-small"
+WEIGHTS = FOLDER / "model.safetensors"
+needs_weights = pytest.mark.skipif(not WEIGHTS.exists(), reason="issue 6: the weights are not in the repository yet")
+needs_card = pytest.mark.skipif(not (FOLDER / "README.md").exists(), reason="issue 6: the card is not written yet")
+
+
+def test_rates_are_the_papers():
+    config = JepaDaamConfig.from_pretrained(FOLDER)
+    assert (config.frame_rate, config.tokens_per_frame, config.vocab_size) == (2.5, 19, 16384)
+    assert (config.token_rate, config.bitrate_bps, config.sampling_rate) == (47.5, 640.0, 24000)
+
+
+@needs_weights
+def test_the_folder_is_small():
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 40e6
+
+
+@needs_weights
+def test_the_configuration_names_these_weights_as_trained_ones():
+    config = JepaDaamConfig.from_pretrained(FOLDER)
+    assert config.weights_sha256 == sha256_of(WEIGHTS)
+    assert config.untrained_seed is None
+
+
+@needs_weights
+def test_weights_are_float16_but_for_the_statistics_of_the_quantizer():
+    with safe_open(WEIGHTS, "pt") as file:
+        dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    statistics = {name for name in dtypes if name.startswith("quantizer.")}
+    assert statistics
+    assert {dtypes[name] for name in statistics} == {"F32"}
+    assert {dtypes[name] for name in dtypes.keys() - statistics} == {"F16"}
+
+
+@needs_weights
+def test_the_recorded_sentence_has_the_tokens_that_were_noted():
+    ids = JepaAudioTokenizer.from_pretrained(FOLDER)(str(SPEECH))["input_ids"]
+    noted = json.loads((FOLDER / "tokens.json").read_text())[SPEECH.name]
+    assert hashlib.sha256(np.array(ids, dtype="<i8").tobytes()).hexdigest() == noted
+
+
+@needs_weights
+@needs_card
+def test_the_card_is_what_its_files_say():
+    assert render(FOLDER) == (FOLDER / "README.md").read_text()
+    for path in [FOLDER / "README.md", *FOLDER.rglob("*.json")]:
+        text = path.read_text()
+        assert not [root for root in ("/tmp/", "/work/", "/home/", "/root/") if root in text], path.name
+
+
+@needs_card
+def test_every_file_that_the_card_names_is_there():
+
+    links = re.findall(r"\]\(([^)#]+)\)", (FOLDER / "README.md").read_text())
+    for link in links:
+        assert "://" in link or (FOLDER / link).is_file(), link

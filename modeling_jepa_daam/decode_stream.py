@@ -33,6 +33,8 @@ class AudioDecodeStream:
         self._frames: list[Tensor] = []  # whole ones, each `(tokens_per_frame,)`, from the left context on
         self._context = 0  # how many of them are context: their samples are out
         self._closed = False
+        self.num_frames = 0
+        """Whole frames taken so far."""
         self.delay_frames: int = tokenizer.model.decoder.margins()[0]
         """Frames that must have come after a frame before its samples are final."""
 
@@ -57,6 +59,7 @@ class AudioDecodeStream:
         if whole:
             self._frames += self._tokenizer.frames(self._ids[:whole]).unbind()
             self._ids = self._ids[whole:]
+            self.num_frames += whole // width
         pieces = [np.zeros(0, np.float32)]
         while len(self._frames) - self._context - self.delay_frames >= self._frames_per_piece:
             pieces.append(self._decode(self._frames_per_piece))
@@ -73,7 +76,7 @@ class AudioDecodeStream:
         """
         self._check_open()
         self._closed = True
-        if self._ids or not self._frames:
+        if self._ids or self.num_frames == 0:
             raise ValueError(
                 f"`input_ids` must be a whole number of frames of {self._tokenizer.tokens_per_frame} tokens, "
                 f"got {len(self._ids)} after the last whole one"

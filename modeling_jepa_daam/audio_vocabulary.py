@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from .packing import group_vocabulary_sizes
@@ -131,15 +132,19 @@ def extend_embeddings(model: PreTrainedModel, vocabulary: AudioVocabulary, seed:
     text_rows, needed = min(new_ids), max(new_ids) + 1
     if text_rows < 2:
         raise ValueError(f"`vocabulary` must come after the ids of text, but begins at {text_rows}")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if needed > rows:
+    if needed > len(_embeddings(model)[0]):
         model.resize_token_embeddings(needed, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
-    layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
-    for weight in {id(layer.weight): layer.weight for layer in layers}.values():  # one, where they are tied
+    for weight in _embeddings(model):
         text = weight[:text_rows].float()
         noise = torch.randn(len(new_ids), weight.shape[1], generator=generator).to(weight.device)
         weight[new_ids] = (text.mean(dim=0) + noise * text.std(dim=0)).to(weight.dtype)
+
+
+def _embeddings(model: PreTrainedModel) -> list[Tensor]:
+    """Matrices of the embeddings in and out; one, where they are tied."""
+    layers: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return list({id(layer.weight): layer.weight for layer in layers if layer is not None}.values())
 
 
 __all__ = ["AudioVocabulary", "add_audio_tokens", "extend_embeddings"]

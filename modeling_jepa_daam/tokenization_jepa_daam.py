@@ -518,10 +518,11 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
                 f"`audio_column`: no column {column or ' or '.join(AUDIO_COLUMNS)}, only {', '.join(batch) or 'none'}"
             )
         recordings = _undecoded(batch, column)
+        rates: list[int | None] = [None if sampling_rate is None else check_sampling_rate(sampling_rate)]
         if sampling_rate is None and "sampling_rate" in batch:
             rates = [check_sampling_rate(rate) for rate in batch["sampling_rate"]]
         else:
-            rates = [None if sampling_rate is None else check_sampling_rate(sampling_rate)] * len(recordings)
+            rates *= len(recordings)
         encoded = self._encode_batch(recordings, rates, f"`batch`: recording {{}} of column {column}: ")
         return {"input_ids": [ids for ids, _ in encoded], "num_samples": [length for _, length in encoded]}
 

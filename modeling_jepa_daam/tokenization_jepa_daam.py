@@ -513,7 +513,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         if not isinstance(batch, Mapping):
             raise TypeError(f"`batch` must be columns by name (`batched=True`), got {type(batch).__name__}")
         column = audio_column or next((name for name in AUDIO_COLUMNS if name in batch), None)
-        if column not in batch:
+        if column is None or column not in batch:
             raise ValueError(
                 f"`audio_column`: no column {column or ' or '.join(AUDIO_COLUMNS)}, only {', '.join(batch) or 'none'}"
             )

@@ -32,8 +32,8 @@ def unigram_bits(training: np.ndarray, validation: np.ndarray, test: np.ndarray,
     Returns:
         `(frames, tokens_per_frame)`, bits.
     """
-    columns = [part.reshape(-1, 1) for part in (training, validation, test)]
-    return _mixture_bits(*columns, [vocab_size]).reshape(test.shape)
+    one, two, three = (part.reshape(-1, 1) for part in (training, validation, test))
+    return _mixture_bits(one, two, three, [vocab_size]).reshape(test.shape)
 
 
 def positional_unigram_bits(
@@ -54,8 +54,10 @@ def positional_digit_bits(
 
     Arguments and result otherwise as of `unigram_bits`.
     """
-    parts = [unpack_frames(torch.from_numpy(part), levels, group_size).numpy() for part in (training, validation, test)]
-    bits = _mixture_bits(*parts, levels)
+    one, two, three = (
+        unpack_frames(torch.from_numpy(part), levels, group_size).numpy() for part in (training, validation, test)
+    )
+    bits = _mixture_bits(one, two, three, levels)
     ends = np.cumsum([0, *map(len, group_levels(levels, group_size))])
     return np.stack([bits[:, start:end].sum(axis=1) for start, end in itertools.pairwise(ends)], axis=1)
 

@@ -1,4 +1,4 @@
-"""A tar file of the recordings in `tests/audio`, with speakers and texts beside them, for the language model's tests."""
+"""A tar file of the recordings in `tests/audio`, with speakers and texts, for the tests of the language model."""
 
 import io
 import json

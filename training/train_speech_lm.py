@@ -397,7 +397,7 @@ def train(
         last = step == settings.max_steps
         if step % settings.log_every == 0 or last:
             stop_unless_finite(accelerator, step, loss, grad_norm)
-            log.write(step, {"loss/bits": float(loss) / math.log(2), "optim/grad_norm": grad_norm})
+            log.write(step, {"loss/bits": loss.item() / math.log(2), "optim/grad_norm": grad_norm})
         if step % settings.eval_every == 0 or last:
             bits = float(np.concatenate(audio_bits(llama, watched, vocabulary, settings)).mean())
             log.write(step, {"validation/bits": bits})

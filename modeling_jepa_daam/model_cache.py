@@ -1,14 +1,19 @@
 """Codec models that this process has loaded, so that tokenizers stay small to hash and to pickle."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import torch
+from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
 
+from .files import sha256_of
 from .modeling_jepa_daam import JepaDaamModel
 
 # (reference, revision, device, dtype) -> (state of the files, model)
 _models: dict[tuple, tuple[tuple, JepaDaamModel]] = {}
+_digests: dict[str, tuple[tuple, str]] = {}  # reference -> (state of the files, digest)
 
 
 def cached_model(reference: str, revision: str | None, device: str, dtype: str) -> JepaDaamModel:
@@ -33,6 +38,29 @@ def cached_model(reference: str, revision: str | None, device: str, dtype: str) 
         model = JepaDaamModel.from_pretrained(reference, revision=revision or "main", dtype=getattr(torch, dtype))
         _models[key] = (files, model.eval().to(device=device))
     return _models[key][1]
+
+
+def codec_digest(reference: str, revision: str | None) -> str:
+    """What differs when a codec's weights or configuration do.
+
+    Args:
+        reference: Folder or Hub id.
+        revision: Git revision on the Hub; the default branch if `None`.
+
+    Returns:
+        SHA-256 of a local folder's weights and configuration, computed again if the files have changed; the commit of
+        a Hub id.
+
+    Raises:
+        OSError: If a Hub id has no configuration.
+    """
+    if not os.path.isdir(reference):
+        return str(extract_commit_hash(cached_file(reference, CONFIG_NAME, revision=revision or "main"), None))
+    files = _state_of(reference)
+    if reference not in _digests or _digests[reference][0] != files:
+        digests = [f"{name} {sha256_of(os.path.join(reference, name))}" for name, *_ in files]
+        _digests[reference] = (files, hashlib.sha256("\n".join(digests).encode()).hexdigest())
+    return _digests[reference][1]
 
 
 def _state_of(reference: str) -> tuple:

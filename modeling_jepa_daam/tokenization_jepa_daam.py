@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 
 from .audio import check_sampling_rate, file_source, load_audio, read_blocks, to_numpy
 from .configuration_jepa_daam import MAX_SIZE, JepaDaamConfig
+from .decode_stream import AudioDecodeStream
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
 from .framing import check_integer, num_frames
-from .model_cache import cached_model
+from .model_cache import cached_model, codec_digest
 from .modeling_jepa_daam import JepaDaamModel
 from .packing import check_tokens, group_levels, group_vocabulary_sizes, pack_frames, repeat_levels, unpack_frames
 from .streaming import AudioTokenStream
@@ -23,6 +24,8 @@ from .streaming import AudioTokenStream
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
 AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
 DTYPES = ("float32", "bfloat16", "float16")
+AUDIO_COLUMNS = ("audio", "path", "file", "audio_filepath")  # of a dataset, where nobody says which; the first it has
+MAX_PENDING_S = 600  # seconds of recordings that are in memory at once, of a batch of any size
 
 
 class JepaAudioTokenizer(PreTrainedTokenizer):
@@ -80,6 +83,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         self.levels = repeat_levels(self.fsq_levels, num_dimensions)
         self._vocab_size = max(group_vocabulary_sizes(self.levels, group_size))
         self._device, self._dtype, self._publishing = "cpu", "float32", False
+        self._codec_digest: str | None = None  # for fingerprints: a cache of tokens of other weights would be stale
         extra = kwargs.pop("extra_special_tokens", None) or []
         if not isinstance(extra, (list, tuple)):
             raise TypeError(f"`extra_special_tokens` must be a list, got {type(extra).__name__}")
@@ -301,6 +305,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         tokenizer = super().from_pretrained(path, *args, revision=revision, **kwargs)
         if tokenizer.codec is None and revision != "main":
             tokenizer.codec_revision = revision
+        if os.path.isdir(tokenizer.codec_reference):
+            tokenizer._codec_digest = codec_digest(tokenizer.codec_reference, None)
         return tokenizer
 
     def save_pretrained(self, save_directory, legacy_format=None, filename_prefix=None, push_to_hub=False, **kwargs):
@@ -408,7 +414,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             )
         batch = JepaDaamFeatureExtractor.as_batch(audio, "audio")
         single = len(batch) == 1 and batch[0] is audio
-        sequences = self._encode_batch(batch, sampling_rate)
+        sequences = [ids for ids, _ in self._encode_batch(batch, [sampling_rate] * len(batch))]
         if room is not None:
             sequences = [ids[: room - room % self.tokens_per_frame] for ids in sequences]
         if add_special_tokens:
@@ -417,19 +423,35 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         return self.pad(encoding, **padding_arguments)
 
     @torch.inference_mode()
-    def _encode_batch(self, batch: list, sampling_rate: int | None) -> list[list[int]]:
-        sequences: list[list[int]] = [[] for _ in batch]
-        waveforms, owners = [], []
-        for position, audio in enumerate(batch):
-            source = file_source(audio)
-            if source is not None:
-                sequences[position] = self.encode_file(source)[0]
-            else:
-                waveforms.append(torch.from_numpy(load_audio(audio, sampling_rate, self.sampling_rate)))
-                owners.append(position)
-        for position, ids in zip(owners, self.model.waveforms_to_ids(waveforms), strict=True):
-            sequences[position] = ids
-        return sequences
+    def _encode_batch(
+        self, batch: list, sampling_rates: Sequence[int | None], place: str = ""
+    ) -> list[tuple[list[int], int]]:
+        """Ids and number of samples of each recording; `place` begins what is said of one that cannot be read."""
+        encoded: list[tuple[list[int], int]] = [([], 0) for _ in batch]
+        pending: dict[int, Tensor] = {}
+
+        def encode_pending() -> None:
+            for position, ids in zip(pending, self.model.waveforms_to_ids(list(pending.values())), strict=True):
+                encoded[position] = (ids, len(pending[position]))
+            pending.clear()
+
+        on_cpu = torch.device(self._device).type == "cpu"
+        for position, (audio, sampling_rate) in enumerate(zip(batch, sampling_rates, strict=True)):
+            try:
+                source = file_source(audio)
+                if source is not None and on_cpu:
+                    encoded[position] = self.encode_file(source)
+                else:
+                    pending[position] = torch.from_numpy(load_audio(audio, sampling_rate, self.sampling_rate))
+            except (ValueError, TypeError, FileNotFoundError) as error:
+                if not place:
+                    raise
+                kind = next(kind for kind in (ValueError, TypeError, FileNotFoundError) if isinstance(error, kind))
+                raise kind(f"{place.format(position)}{error}") from error
+            if sum(map(len, pending.values())) > MAX_PENDING_S * self.sampling_rate:
+                encode_pending()
+        encode_pending()
+        return encoded
 
     def encode_file(self, source: Any) -> tuple[list[int], int]:
         """Tokenize an audio file block by block: hours of it fit in memory.
@@ -457,7 +479,76 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         """
         return AudioTokenStream(self, sampling_rate)
 
+    # Datasets to ids
+
+    @property
+    def tokenize_batch(self) -> Callable[..., dict[str, list]]:
+        """The function to map over a `datasets` dataset: `dataset.map(tokenizer.tokenize_batch, batched=True, ...)`.
+
+        It takes a batch of rows and `audio_column`, `sampling_rate` (both through `fn_kwargs`, both may be missing)
+        and returns columns `input_ids` and `num_samples` (length at the model's rate), whose types are `features`.
+        The audio may be anything that `__call__` takes. A column of type `Audio` is not decoded by `datasets`, so that
+        no torchcodec is needed; streams need `cast_column(column, Audio(decode=False))` for that.
+
+        `datasets` recognises the same call, and takes its results from the cache, while the recordings, the settings
+        and the model's weights are the same: their digest is taken whenever this attribute is read.
+        """
+        self._codec_digest = codec_digest(self.codec_reference, self.codec_revision)
+        return self._tokenize_batch
+
+    def _tokenize_batch(
+        self, batch: Mapping[str, Any], audio_column: str | None = None, sampling_rate: int | None = None
+    ) -> dict[str, list]:
+        """Tokenize rows of a dataset; see `tokenize_batch`.
+
+        Args:
+            batch: Columns by name.
+            audio_column: The column with the recordings; if `None`, the first of `AUDIO_COLUMNS` that is there.
+            sampling_rate: Rate (Hz) of arrays; if `None`, that of a column `sampling_rate`, if there is one.
+
+        Raises:
+            ValueError: If there is no such column, or a recording cannot be read: names its place in the batch.
+            TypeError: If `batch` is no mapping.
+        """
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"`batch` must be columns by name (`batched=True`), got {type(batch).__name__}")
+        column = audio_column or next((name for name in AUDIO_COLUMNS if name in batch), None)
+        if column is None or column not in batch:
+            raise ValueError(
+                f"`audio_column`: no column {column or ' or '.join(AUDIO_COLUMNS)}, only {', '.join(batch) or 'none'}"
+            )
+        recordings = _undecoded(batch, column)
+        rates: list[int | None] = [None if sampling_rate is None else check_sampling_rate(sampling_rate)]
+        if sampling_rate is None and "sampling_rate" in batch:
+            rates = [check_sampling_rate(rate) for rate in batch["sampling_rate"]]
+        else:
+            rates *= len(recordings)
+        encoded = self._encode_batch(recordings, rates, f"`batch`: recording {{}} of column {column}: ")
+        return {"input_ids": [ids for ids, _ in encoded], "num_samples": [length for _, length in encoded]}
+
+    @property
+    def features(self):
+        """Types of the columns that `tokenize_batch` makes: `datasets.Features`, ids in 16 bits where they fit.
+
+        Raises:
+            ImportError: If datasets is not installed.
+        """
+        try:
+            from datasets import Features, List, Value
+        except ImportError as error:
+            raise ImportError("`features` needs datasets: pip install datasets") from error
+        bits = 16 if self.vocab_size <= 2**16 else 64
+        return Features({"input_ids": List(Value(f"uint{bits}")), "num_samples": Value("int64")})
+
     # Ids to audio
+
+    def decode_stream(self, frames_per_piece: int = 1) -> AudioDecodeStream:
+        """A stream that takes ids as they come and gives the samples that became final.
+
+        Args:
+            frames_per_piece: Frames that are decoded at once: more is less work and more delay.
+        """
+        return AudioDecodeStream(self, frames_per_piece)
 
     def decode_audio(self, input_ids: Any, num_samples: int | Sequence[int] | None = None):
         """Turn ids back into waveforms.
@@ -486,7 +577,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             raise ValueError(f"`num_samples` must have one entry for each of {len(sequences)}, got {len(lengths)}")
         waveforms = []
         for ids, length in zip(sequences, lengths, strict=True):
-            codes = self._frames(ids)
+            codes = self.frames(ids)
             if length is not None and num_frames(length, self.hop_length) != len(codes):
                 raise ValueError(
                     f"`num_samples` must lie in the last of {len(codes)} frames: "
@@ -510,7 +601,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         sequences, single = self._id_sequences(input_ids)
         if not single:
             raise ValueError(f"`input_ids` must be one sequence, got a batch of {len(sequences)}")
-        yield from self._iter_waveform(self._frames(sequences[0]))
+        yield from self._iter_waveform(self.frames(sequences[0]))
 
     @torch.inference_mode()
     def _iter_waveform(self, frames: Tensor) -> Iterator[np.ndarray]:
@@ -528,10 +619,27 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         ids = _integers(input_ids, "input_ids", max_ndim=2)
         return ([ids], True) if ids.ndim == 1 else (list(ids), False)
 
-    def _frames(self, ids: Tensor) -> Tensor:
-        """One sequence without its special tokens as `(frames, tokens_per_frame)`."""
+    def audio_ids(self, input_ids: Any) -> list[int]:
+        """One sequence (list, array or tensor, not empty) without its special tokens; ids are not checked further."""
+        ids = _integers(input_ids, "input_ids")
         special = torch.tensor([i for i in self._added_tokens_decoder if i >= self.vocab_size], dtype=torch.int64)
-        ids = ids[~torch.isin(ids, special)]
+        return ids[~torch.isin(ids, special)].tolist()
+
+    def frames(self, input_ids: Any) -> Tensor:
+        """One sequence without its special tokens as frames.
+
+        Args:
+            input_ids: List, array or tensor of ids.
+
+        Returns:
+            `(frames, tokens_per_frame)`, int64.
+
+        Raises:
+            ValueError: If an id is out of range (of its place in the frame), or the sequence is empty or no whole
+                number of frames.
+            TypeError: If ids are not integers.
+        """
+        ids = torch.tensor(self.audio_ids(input_ids), dtype=torch.int64)
         if len(ids) == 0 or len(ids) % self.tokens_per_frame:
             raise ValueError(
                 f"`input_ids` must be a whole number of frames of {self.tokens_per_frame} tokens, got {len(ids)}"
@@ -573,8 +681,31 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             ValueError: If an id is out of range, or the sequence is empty or no whole number of frames.
             TypeError: If ids are not integers.
         """
-        frames = self._frames(_integers(input_ids, "input_ids"))
+        frames = self.frames(input_ids)
         return unpack_frames(frames, self.levels, self.group_size).numpy()
+
+
+def _undecoded(batch: Mapping[str, Any], column: str) -> list:
+    """A column's recordings; files as they lie in the table, before `datasets` would decode them."""
+    table = getattr(batch, "pa_table", None)  # of a batch that `datasets` formats on access
+    if table is not None and column in table.column_names:
+        stored = table.column(column)
+        if {field.name for field in getattr(stored.type, "fields", ())} == {"bytes", "path"}:
+            return [_opened(row) for row in stored.to_pylist()]
+    return [_opened(row) for row in batch[column]]
+
+
+def _opened(row: Any) -> Any:
+    """A recording; the content of a remote file that a streamed dataset refers to."""
+    path = row.get("path") if isinstance(row, Mapping) and row.get("bytes") is None else None
+    if path is None or "://" not in path:
+        return row
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ImportError("reading remote files needs fsspec: pip install fsspec") from error
+    with fsspec.open(path, "rb") as file:
+        return file.read()
 
 
 def _integers(values: Any, name: str, max_ndim: int = 1) -> Tensor:

@@ -34,6 +34,7 @@ from training.timing import peak_resident_bytes, seconds_of
 
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
 CLIP_S = 1.0
+SHARD_BYTES = 100_000_000
 
 
 def make_checkpoint(model: str, folder: Path) -> Path:
@@ -126,7 +127,8 @@ def memory(model: str, files: int) -> None:
                 link = folder / "clips" / f"{number:07d}.flac"
                 os.link(clips[number % len(clips)], link)
                 manifest.write(f'{{"path": "clips/{link.name}"}}\n')
-        job = CorpusJob(Source(str(folder / "corpus.jsonl"), "manifest"), str(folder / "out"), str(checkpoint))
+        source = Source(str(folder / "corpus.jsonl"), "manifest")
+        job = CorpusJob(source, str(folder / "out"), str(checkpoint), shard_bytes=SHARD_BYTES)
         start = time.perf_counter()
         settings, plan = prepare(job)
         assert plan is not None

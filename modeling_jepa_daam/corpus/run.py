@@ -310,7 +310,7 @@ def tokenize_corpus(
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CorpusRunError(f"{error}: {GO_ON}") from error
+        raise CorpusRunError(_explained(error, job)) from error
     if plan is None:
         return read_manifest(job.output)
     try:
@@ -320,7 +320,12 @@ def tokenize_corpus(
             _run_shards(job, settings, plan, missing, jobs, devices or (job.device,), meters, on_shard)
             return finish(job.output)
     except OSError as error:
-        raise CorpusRunError(f"{error}: {GO_ON}") from error
+        raise CorpusRunError(_explained(error, job)) from error
+
+
+def _explained(error: OSError, job: CorpusJob) -> str:
+    place = "" if error.filename else f"in {job.output}: "  # what fails in writing does not say where
+    return f"{place}{error}: {GO_ON}"
 
 
 def _run_shards(

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .files import replacing
+
 try:
     import soundfile
 except ImportError:
@@ -245,3 +247,29 @@ def file_source(audio: Any, name: str = "audio") -> Any:
             )
         return source
     return None
+
+
+def write_audio(path: str | os.PathLike, pieces: Iterator[np.ndarray], num_samples: int, sampling_rate: int) -> None:
+    """Write audio piece by piece as 16-bit PCM; the file appears whole or not at all.
+
+    Args:
+        path: File of any format that libsndfile writes, by its suffix.
+        pieces: `(samples,)` each, in [-1, 1].
+        num_samples: Length of the file; what comes after is cut off.
+        sampling_rate: Rate (Hz).
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    left = num_samples
+    try:
+        with (
+            replacing(path) as temporary,
+            soundfile.SoundFile(temporary, "w", sampling_rate, channels=1, subtype="PCM_16") as out,
+        ):
+            for piece in pieces:
+                pcm = np.clip(np.rint(piece[:left] * 32768), -32768, 32767)  # libsndfile rounds by format
+                out.write(pcm.astype(np.int16))
+                left -= min(left, len(piece))
+    except soundfile.LibsndfileError as error:
+        raise OSError(f"cannot write {path}: {error}") from error

@@ -1,45 +1,51 @@
 """The command `jepa-audio`: files in, files out."""
 
 import importlib
-import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import soundfile
 import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
-from .audio import read_blocks
+from .audio import read_blocks, write_audio
 from .checkpoint import make_untrained_checkpoint
-from .configuration_jepa_daam import JepaDaamConfig
-from .files import replacing
+from .cli_common import (
+    EXIT_SOME_FAILED,
+    SHIPPED_HELP,
+    SHIPPED_MODEL,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    console,
+    errors,
+    fail,
+    load_config,
+    load_tokenizer,
+)
+from .corpus.command import tokenize_corpus_command
 from .modeling_jepa_daam import JepaDaamModel
 from .token_file import TokenFileError, read_token_file, write_token_file
-from .tokenization_jepa_daam import JepaAudioTokenizer
 
 AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"})
-EXIT_SOME_FAILED, EXIT_USAGE = 1, 2
 RESULT_SUFFIXES = frozenset({".flac", ".jepa", ".wav"})
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Speech to tokens and back. Exit codes: 0 all done, 1 some files failed (they are named), 2 wrong usage.",
 )
-console, errors = Console(markup=False), Console(stderr=True, markup=False)
 
 
 class AudioFormat(StrEnum):
@@ -49,62 +55,16 @@ class AudioFormat(StrEnum):
     flac = "flac"
 
 
-class Dtype(StrEnum):
-    """Precision of the model; the quantizer always runs in float32."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-SHIPPED_MODEL = Path(__file__).parents[1] / "hub_configs" / "jepa-daam-24khz-small"
-SHIPPED_HELP = "the clone's hub_configs/jepa-daam-24khz-small"
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Checkpoint folder or Hub id.", show_default=SHIPPED_HELP)
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-DtypeOption = Annotated[Dtype, typer.Option(help="Below float32 a few digits of the tokens change.")]
 InputsArgument = Annotated[list[Path], typer.Argument(help="Files and folders (searched at every depth).")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that are already there.")]
 FormatOption = Annotated[AudioFormat, typer.Option("--format", help="Format of the audio that is written.")]
 
 
-def _fail(message: str) -> typer.Exit:
-    errors.print(f"error: {message}", style="bold red", highlight=False, soft_wrap=True)
-    return typer.Exit(EXIT_USAGE)
-
-
-def _config(model: str) -> JepaDaamConfig:
-    """The configuration of a folder or Hub id, or a message and exit code 2."""
-    if model == str(SHIPPED_MODEL) and not SHIPPED_MODEL.is_dir():
-        raise _fail("--model is missing: the trained model lies in the repository, not in the package")
-    if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
-        raise _fail(f"no such folder: {model}")
-    try:
-        return JepaDaamConfig.from_pretrained(model)
-    except (OSError, ValueError, TypeError) as error:
-        raise _fail(f"{model} is neither a folder with a config.json of ours nor such a Hub id: {error}") from error
-
-
-def _load(model: str, device: str, dtype: Dtype) -> JepaAudioTokenizer:
-    """The tokenizer with its model in memory, or a message and exit code 2."""
-    transformers_logging.disable_progress_bar()
-    config = _config(model)
-    try:
-        tokenizer = JepaAudioTokenizer.from_pretrained(model).to(device, dtype.value)
-        tokenizer.model  # noqa: B018 (loads it)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _fail(f"--model {model}: {error}") from error
-    if config.untrained_seed is not None:
-        errors.print(f"note: untrained weights (seed {config.untrained_seed}): noise comes back, not speech")
-    return tokenizer
-
-
 def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tuple[Path, Path]]:
     """Every file to work on, and its place below the output folder without its suffix."""
     if output.suffix in RESULT_SUFFIXES or (output.exists() and not output.is_dir()):
-        raise _fail(f"--output must be a folder, got {output}")
+        raise fail(f"--output must be a folder, got {output}")
     found = []
     for path in inputs:
         if path.is_dir():
@@ -117,13 +77,13 @@ def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tu
         elif path.is_file():
             found.append((path, Path(path.stem)))
         else:
-            raise _fail(f"no such file or folder: {path}")
+            raise fail(f"no such file or folder: {path}")
     if not found:
-        raise _fail(f"nothing to do: no {', '.join(sorted(suffixes))} in {', '.join(map(str, inputs))}")
+        raise fail(f"nothing to do: no {', '.join(sorted(suffixes))} in {', '.join(map(str, inputs))}")
     targets: dict[Path, Path] = {}
     for file, target in dict.fromkeys(found):
         if target in targets:
-            raise _fail(f"{targets[target]} and {file} would both become {target}.*: give them in separate runs")
+            raise fail(f"{targets[target]} and {file} would both become {target}.*: give them in separate runs")
         targets[target] = file
     return list(dict.fromkeys(found))
 
@@ -179,22 +139,6 @@ def _run(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _write_audio(path: Path, pieces: Iterator[np.ndarray], num_samples: int, sampling_rate: int) -> None:
-    """Write audio piece by piece; the file appears whole or not at all."""
-    left = num_samples
-    try:
-        with (
-            replacing(path) as temporary,
-            soundfile.SoundFile(temporary, "w", sampling_rate, channels=1, subtype="PCM_16") as out,
-        ):
-            for piece in pieces:
-                pcm = np.clip(np.rint(piece[:left] * 32768), -32768, 32767)  # libsndfile rounds by format
-                out.write(pcm.astype(np.int16))
-                left -= min(left, len(piece))
-    except soundfile.LibsndfileError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
-
-
 def _version(value: bool) -> None:
     if value:
         console.print(f"jepa-audio {__version__}", highlight=False)
@@ -217,7 +161,7 @@ def info(
     ] = str(SHIPPED_MODEL),
 ) -> None:
     """Print a model's rates, vocabulary and sizes."""
-    config = _config(model)
+    config = load_config(model)
     with torch.device("meta"):
         codec = JepaDaamModel(config)
     size = {name: sum(p.numel() for p in getattr(codec, name).parameters()) for name in ("encoder", "decoder")}
@@ -252,11 +196,11 @@ def init(
     """Make a checkpoint with untrained weights, to try the tools and to measure speed."""
     transformers_logging.disable_progress_bar()
     try:
-        make_untrained_checkpoint(_config(config), output, seed)
+        make_untrained_checkpoint(load_config(config), output, seed)
     except FileExistsError as error:
-        raise _fail(f"{output} is there already: choose another folder, or remove it") from error
+        raise fail(f"{output} is there already: choose another folder, or remove it") from error
     except OSError as error:
-        raise _fail(str(error)) from error
+        raise fail(str(error)) from error
     console.print(f"untrained checkpoint (seed {seed}) in {output}", highlight=False, soft_wrap=True)
 
 
@@ -271,7 +215,7 @@ def encode(
 ) -> None:
     """Turn audio files into token files (.jepa)."""
     found = _find(inputs, AUDIO_SUFFIXES, output)
-    tokenizer = _load(model, device, dtype)
+    tokenizer = load_tokenizer(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
         ids, num_samples = tokenizer.encode_file(file)
@@ -299,12 +243,12 @@ def decode(
 ) -> None:
     """Turn token files (.jepa) back into audio files."""
     found = _find(inputs, frozenset({".jepa"}), output)
-    tokenizer = _load(model, device, dtype)
+    tokenizer = load_tokenizer(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
         tokens = read_token_file(file, tokenizer.model.config)
         pieces = tokenizer.iter_decode_audio(tokens.input_ids)
-        _write_audio(target, pieces, tokens.num_samples, tokenizer.sampling_rate)
+        write_audio(target, pieces, tokens.num_samples, tokenizer.sampling_rate)
         return tokens.num_samples / tokenizer.sampling_rate
 
     _run(found, output, f".{audio_format.value}", overwrite, work)
@@ -322,11 +266,11 @@ def reconstruct(
 ) -> None:
     """Send audio files through the tokens and back."""
     found = _find(inputs, AUDIO_SUFFIXES, output)
-    tokenizer = _load(model, device, dtype)
+    tokenizer = load_tokenizer(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
         ids, num_samples = tokenizer.encode_file(file)
-        _write_audio(target, tokenizer.iter_decode_audio(ids), num_samples, tokenizer.sampling_rate)
+        write_audio(target, tokenizer.iter_decode_audio(ids), num_samples, tokenizer.sampling_rate)
         return num_samples / tokenizer.sampling_rate
 
     _run(found, output, f".{audio_format.value}", overwrite, work)
@@ -345,10 +289,10 @@ def plot(
     try:
         from .plotting import daam_gates, plot_recording
     except ImportError as error:
-        raise _fail(f"plotting needs matplotlib: pip install matplotlib ({error})") from error
+        raise fail(f"plotting needs matplotlib: pip install matplotlib ({error})") from error
     if not audio.is_file():
-        raise _fail(f"no such file: {audio}")
-    tokenizer = _load(model, device, dtype)
+        raise fail(f"no such file: {audio}")
+    tokenizer = load_tokenizer(model, device, dtype)
     rate, limit = tokenizer.sampling_rate, int(seconds * tokenizer.sampling_rate)
     try:
         blocks, taken = [], 0
@@ -379,7 +323,7 @@ def bench(
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Measure how much faster than real time a model encodes and decodes here."""
-    tokenizer = _load(model, device, dtype)
+    tokenizer = load_tokenizer(model, device, dtype)
     rate = tokenizer.sampling_rate
     samples = np.random.default_rng(0).normal(0.0, 0.1, int(seconds * rate)).astype(np.float32)
     ids = tokenizer(samples, rate)["input_ids"]
@@ -401,6 +345,9 @@ def bench(
     console.print(table)
 
 
+app.command("tokenize-corpus")(tokenize_corpus_command)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )
@@ -408,14 +355,14 @@ def evaluate(context: typer.Context) -> None:
     """Measure quality, bit rate and tokens on recordings, beside other codecs (`evaluate --help`; in a clone only)."""
     clone = Path(__file__).parents[1]
     if not (clone / "training" / "evaluate_tokenizer.py").is_file():
-        raise _fail(
+        raise fail(
             "evaluation is part of the repository, not of the package: clone it, `pip install -e '.[evaluation]'`"
         )
     sys.path.insert(0, str(clone))
     try:
         evaluation = importlib.import_module("training.evaluate_tokenizer")  # of the clone: the package works without
     except ModuleNotFoundError as error:
-        raise _fail(f"evaluation needs `pip install -e '.[evaluation]'`, or at least `.[train]`: {error}") from error
+        raise fail(f"evaluation needs `pip install -e '.[evaluation]'`, or at least `.[train]`: {error}") from error
     evaluation.app(args=context.args, prog_name="jepa-audio evaluate")
 
 

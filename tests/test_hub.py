@@ -130,7 +130,7 @@ def test_shipped_code_follows_the_import_rule(nano_folder):
 
 
 def test_the_package_never_imports_the_training_code():
-    for path in (ROOT / "modeling_jepa_daam").glob("*.py"):
+    for path in (ROOT / "modeling_jepa_daam").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) training\b", path.read_text(), flags=re.MULTILINE), path.name
 
 

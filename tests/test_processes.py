@@ -7,7 +7,7 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from training.processes import run_in_processes
+from modeling_jepa_daam.processes import run_in_processes
 
 ROOT = Path(__file__).parents[1]
 

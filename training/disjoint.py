@@ -24,7 +24,7 @@ from rich.progress import track
 from modeling_jepa_daam.files import replacing
 
 from .evaluate_tokenizer import list_recordings
-from .recordings import FileWindow, list_files, list_manifest
+from .recordings import FileWindow, list_rows
 
 DIGITS = 12  # of a SHA-256 that are kept: 48 bits; 8,000 recordings against 200 collide by chance once in 10^8
 SIDES = ("training", "evaluation")
@@ -67,7 +67,7 @@ def sample_digest(source: Any) -> tuple[str, float]:
 
 def training_rows(source: str) -> Iterator[dict]:
     """The recordings of a tar file, folder or manifest, as training lists them."""
-    return (list_manifest if source.endswith(".jsonl") else list_files)(source, {})
+    return list_rows(source, {}, manifest=source.endswith(".jsonl"))
 
 
 def training_voice(row: dict) -> Voice:

@@ -24,15 +24,15 @@ from rich.progress import track
 
 from modeling_jepa_daam import JepaDaamConfig, __version__
 from modeling_jepa_daam.audio import load_audio
+from modeling_jepa_daam.corpus.listing import AUDIO_SUFFIXES
 from modeling_jepa_daam.files import replacing
 from modeling_jepa_daam.packing import group_vocabulary_sizes
+from modeling_jepa_daam.processes import Outcome, run_in_processes
 
 from .codecs import SPECS, make_codec, with_lag
 from .judges import DEFAULT_RECOGNIZER, DEFAULT_SPEAKER_ENCODER, JUDGES, Judge, make_judges, missing_judges
-from .processes import Outcome, run_in_processes
 from .quality import PESQ_MISSING, reconstruction_quality, token_statistics
 from .report import ORIGINAL, Clip, by_system, grouped, write_report
-from .sound_files import AUDIO_SUFFIXES
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 SAMPLING_RATE = 24000  # Hz, at which systems are fed and judged

@@ -6,23 +6,21 @@ of the stream, so that `datasets` shuffles recordings among all speakers without
 processes without a remainder.
 """
 
-import codecs
 import functools
 import hashlib
 import io
 import json
 import os
-import tarfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
 from datasets import Audio, Features, IterableDataset, Value
 
+from modeling_jepa_daam.corpus.listing import list_files, list_manifest, speaker_of
+
 from .config import DataConfig
-from .sound_files import AUDIO_SUFFIXES
 
 RECORDING = Features(
     {
@@ -35,7 +33,6 @@ RECORDING = Features(
         "content": Value("binary"),  # the file itself, if there is no path
     }
 )
-MANIFEST_PATHS = ("path", "audio_filepath", "file")
 SPEAKER_COLUMNS = ("speaker_id", "speaker", "client_id", "reader")
 
 
@@ -48,8 +45,8 @@ def open_corpus(data: DataConfig) -> IterableDataset | list[dict]:
     """
     if data.format == "dataset":
         return _dataset_stream(data)
-    list_source = list_manifest if data.format == "manifest" else list_files
-    rows = [row for source in data.sources for row in list_source(source, data.where)]
+    manifest = data.format == "manifest"
+    rows = [row for source in data.sources for row in list_rows(source, data.where, manifest)]
     if not rows:
         wanted = f" with {data.where}" if data.where else ""
         raise ValueError(f"`data.sources`: no recordings{wanted} in {', '.join(data.sources)}")
@@ -83,103 +80,41 @@ def is_held_out(speaker: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(speaker.encode()).digest()[:8], "big") < share * 2**64
 
 
-def list_files(source: str, where: dict[str, Any]) -> Iterator[dict]:
-    """List the recordings of a tar file or of a folder, at any depth, without reading or unpacking them.
+def list_rows(source: str, where: dict[str, Any], manifest: bool = False) -> Iterator[dict]:
+    """List the recordings of a tar file or folder, or of a manifest, without reading or unpacking them.
 
-    A recording's metadata is the `.json` file beside it, if any. Its `speaker` counts, then the path in LibriLight's
-    layout, `small/speaker/book/chapter.flac`; and its `bandwidth_hz`. Tar files in a folder are listed as well.
+    A recording's metadata is the `.json` file beside it, or its line in the manifest. Its `speaker` counts, then the
+    path in LibriLight's layout, `small/speaker/book/chapter.flac` (in a manifest, each recording is its own speaker);
+    and its `bandwidth_hz`. Whether the files of a manifest exist shows when they are read.
 
     Args:
-        source: Tar file or folder.
+        source: Tar file, folder or manifest.
         where: Metadata that a recording must have.
+        manifest: Whether it is a manifest.
 
     Yields:
         Rows of `RECORDING`.
     """
-    path = Path(source)
-    if path.is_dir():
-        for file in _walk(path):
-            if file.suffix == ".tar":
-                yield from _list_tar(file, where)
-            elif file.suffix.lower() in AUDIO_SUFFIXES:
-                sidecar = file.with_suffix(".json")
-                metadata = _metadata(sidecar.read_bytes(), str(sidecar)) if sidecar.is_file() else {}
-                yield from _row_if(where, metadata, str(Path(path.name, file.relative_to(path))), file, 0, -1)
-    elif path.is_file():
-        yield from _list_tar(path, where)
-    else:
-        raise FileNotFoundError(f"`data.sources`: no such tar file or folder: {source}")
-
-
-def _walk(folder: Path) -> list[Path]:
-    """Files of a folder at any depth, through links, each folder once; hidden ones (macOS's `._name`) left out."""
-    files, seen = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen:
-            folders.clear()
+    for listed in (list_manifest if manifest else list_files)(
+        source, {"speaker", "bandwidth_hz", *where}, "`data.sources`"
+    ):
+        name, path, metadata = listed["name"], listed["path"], listed["metadata"]
+        if listed["problem"]:
+            raise ValueError(f"`data.sources`: {path}: {listed['problem']}")
+        if not all(metadata.get(key) == value for key, value in where.items()):
             continue
-        seen.add(os.path.realpath(parent))
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(files)
-
-
-def _list_tar(path: Path, where: dict[str, Any]) -> Iterator[dict]:
-    members: dict[str, tuple[int, int]] = {}
-    sidecars: dict[str, dict] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                stem, suffix = os.path.splitext(member.name)
-                if not member.isfile() or os.path.basename(stem).startswith("."):
-                    continue
-                if suffix.lower() in AUDIO_SUFFIXES:
-                    members[member.name] = (member.offset_data, member.size)
-                elif suffix == ".json":
-                    content = tar.extractfile(member)
-                    assert content is not None  # it is a file
-                    metadata = _metadata(content.read(), f"{path}: {member.name}")
-                    # Not all of it: LibriLight's lists of voice activity would fill the memory.
-                    sidecars[stem] = {
-                        key: metadata[key] for key in ("speaker", "bandwidth_hz", *where) if key in metadata
-                    }
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise ValueError(
-            f"`data.sources`: {path} is no tar file, or damaged (compressed ones do not serve): {error}"
-        ) from error
-    with open(path, "rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops at a damaged header, silently
-            raise ValueError(f"`data.sources`: {path} is damaged or cut short at byte {end}: its end mark is missing")
-    for name, (offset, size) in members.items():
-        yield from _row_if(where, sidecars.get(os.path.splitext(name)[0], {}), name, path, offset, size)
-
-
-def _metadata(text: bytes, label: str) -> dict:
-    try:
-        metadata = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"`data.sources`: {label} is not JSON: {error}") from error
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _row_if(where: dict, metadata: dict, name: str, path: Path, offset: int, size: int) -> Iterator[dict]:
-    if all(metadata.get(key) == value for key, value in where.items()):
         try:
-            (name + str(path)).encode()
+            (name + path).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"`data.sources`: the name of {os.fsencode(path)!r} ({name!r}) is not UTF-8") from error
-        folders = Path(name).parts[:-1]
-        speaker = metadata.get("speaker")
-        if speaker is None:
-            speaker = folders[-2] if len(folders) > 1 else folders[-1] if folders else name
+        whole = listed["offset"] == 0  # a tar file's members come after a header
         yield {
             "name": name,
-            "speaker": str(speaker),
+            "speaker": name if manifest and metadata.get("speaker") is None else speaker_of(name, metadata),
             "bandwidth_hz": _bandwidth(metadata.get("bandwidth_hz"), name),
-            "path": str(path.absolute()),
-            "offset": offset,
-            "size": size,
+            "path": path,
+            "offset": listed["offset"],
+            "size": -1 if whole else listed["size"],
             "content": None,
         }
 
@@ -190,29 +125,6 @@ def _bandwidth(value: Any, name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise ValueError(f"`data.sources`: `bandwidth_hz` of {name} must be a positive number, got {value!r}")
     return float(value)
-
-
-def list_manifest(source: str, where: dict[str, Any]) -> Iterator[dict]:
-    """List the recordings of a JSONL file: `path` (or `audio_filepath`, `file`), from its own folder on, and `speaker`
-    and `bandwidth_hz`, which may both be missing.
-
-    A recording without speaker is its own.
-
-    Yields:
-        Rows of `RECORDING`. Whether the files exist shows when they are read.
-    """
-    if not os.path.isfile(source):
-        raise FileNotFoundError(f"`data.sources`: no such manifest: {source}")
-    for number, line in enumerate(Path(source).read_bytes().splitlines(), 1):
-        if line.strip():
-            label = f"{source}, line {number},"
-            metadata = _metadata(line.removeprefix(codecs.BOM_UTF8), label)
-            path = next((metadata[key] for key in MANIFEST_PATHS if metadata.get(key)), None)
-            if not isinstance(path, str):
-                raise ValueError(f"`data.sources`: {label} must have a path as one of {', '.join(MANIFEST_PATHS)}")
-            if metadata.get("speaker") is None:
-                metadata["speaker"] = path
-            yield from _row_if(where, metadata, path, Path(source).parent / path, 0, -1)
 
 
 def _dataset_stream(data: DataConfig) -> IterableDataset:

@@ -51,7 +51,7 @@ from .frozen import described, load_frozen
 from .markdown import markdown_table
 from .quality import PESQ_MISSING, reconstruction_quality
 from .reconstruction import Clip, reconstruct
-from .recordings import list_files, list_manifest
+from .recordings import list_rows
 
 SHIFT_PARTS = (960, 96, 16, 4, 2)  # of a frame; beside 1, these are 10, 100, 600, 2400, 4800 of 9600 samples
 EDGE_FRAMES = 2
@@ -80,8 +80,8 @@ def list_recordings(sources: Sequence[str | Path], where: dict[str, str] | None 
     rows: list[dict] = []
     for source in map(Path, sources):
         manifest = source / "manifest.jsonl" if source.is_dir() else source
-        listed = list_manifest if manifest.suffix == ".jsonl" and manifest.exists() else list_files
-        rows += listed(str(manifest if listed is list_manifest else source), where or {})
+        listed = manifest.suffix == ".jsonl" and manifest.exists()
+        rows += list_rows(str(manifest if listed else source), where or {}, manifest=listed)
     if not rows:
         raise ValueError(f"`recordings`: no sound files in {', '.join(map(str, sources))}")
     return sorted(rows, key=lambda row: (row["name"], row["path"], row["offset"]))

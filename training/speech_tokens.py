@@ -1,8 +1,5 @@
 """Tokens of recordings: made once and kept, or read from a corpus that was tokenized before."""
 
-import json
-import os
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,9 +7,10 @@ import datasets
 from datasets import Dataset, Features, Value, load_dataset
 
 from modeling_jepa_daam import JepaAudioTokenizer
+from modeling_jepa_daam.corpus.listing import list_files, speaker_of
 from modeling_jepa_daam.token_blocks import TOKEN_COLUMNS
 
-from .recordings import FileWindow, list_files
+from .recordings import FileWindow
 
 RECORDING = Features(
     {"name": Value("string"), "speaker": Value("string"), "text": Value("string"), "audio": Value("binary")}
@@ -94,32 +92,9 @@ def _state(path: Path) -> list[tuple[str, int, int]]:
 
 def _read_recordings(sources: list[str], state: list) -> Iterator[dict]:
     for source in sources:
-        texts: dict[str, dict[str, str | None]] = {}
-        for row in list_files(source, {}):
-            path, stem = row["path"], os.path.splitext(row["name"])[0]
-            if row["size"] < 0:
-                sidecar = Path(path).with_suffix(".json")
-                text = _text(sidecar.read_bytes()) if sidecar.is_file() else None
-            else:
-                if path not in texts:
-                    texts[path] = _texts_of_tar(path)
-                text = texts[path].get(stem)
-            with FileWindow(path, row["offset"], row["size"]) as file:
-                yield {"name": row["name"], "speaker": row["speaker"], "text": text, "audio": file.read()}
-
-
-def _texts_of_tar(path: str) -> dict[str, str | None]:
-    texts = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            stem, suffix = os.path.splitext(member.name)
-            if suffix == ".json" and member.isfile():
-                content = tar.extractfile(member)
-                assert content is not None  # it is a file
-                texts[stem] = _text(content.read())
-    return texts
-
-
-def _text(content: bytes) -> str | None:
-    metadata = json.loads(content)
-    return metadata.get("text") if isinstance(metadata, dict) else None
+        for listed in list_files(source, {"speaker", "text"}, "`sources`"):
+            name, metadata, size = listed["name"], listed["metadata"], listed["size"]
+            assert size is not None  # no manifest
+            with FileWindow(listed["path"], listed["offset"], size) as file:
+                speaker = speaker_of(name, metadata)
+                yield {"name": name, "speaker": speaker, "text": metadata.get("text"), "audio": file.read()}

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from modeling_jepa_daam.audio import load_audio
+from modeling_jepa_daam.corpus.listing import AUDIO_SUFFIXES
 
 from ..metrics.codec_quality.alignment import CLIPS as LAG_CLIPS
 from ..metrics.codec_quality.alignment import constant_lag, remove_lag
-from ..sound_files import AUDIO_SUFFIXES
 from .base import Codec, Coded, check_clip
 
 SPEC = re.compile(r"(?P<path>.+?)(:(?P<bps>\d+(\.\d+)?))?(:(?P<lag>-?\d+(\.\d+)?)ms)?")

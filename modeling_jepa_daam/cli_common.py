@@ -1,0 +1,66 @@
+"""What the commands of `jepa-audio` share: options, messages, and a model loaded or refused."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from .configuration_jepa_daam import JepaDaamConfig
+from .tokenization_jepa_daam import JepaAudioTokenizer
+
+EXIT_SOME_FAILED, EXIT_USAGE = 1, 2
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+console, errors = Console(markup=False), Console(stderr=True, markup=False)
+
+
+class Dtype(StrEnum):
+    """Precision of the model; the quantizer always runs in float32."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+SHIPPED_MODEL = Path(__file__).parents[1] / "hub_configs" / "jepa-daam-24khz-small"
+SHIPPED_HELP = "the clone's hub_configs/jepa-daam-24khz-small"
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Checkpoint folder or Hub id.", show_default=SHIPPED_HELP)
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Below float32 a few digits of the tokens change.")]
+
+
+def fail(message: str) -> typer.Exit:
+    """Print a message about wrong usage; the caller raises what comes back."""
+    errors.print(f"error: {message}", style="bold red", highlight=False, soft_wrap=True)
+    return typer.Exit(EXIT_USAGE)
+
+
+def load_config(model: str) -> JepaDaamConfig:
+    """The configuration of a folder or Hub id, or a message and exit code 2."""
+    if model == str(SHIPPED_MODEL) and not SHIPPED_MODEL.is_dir():
+        raise fail("--model is missing: the trained model lies in the repository, not in the package")
+    if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
+        raise fail(f"no such folder: {model}")
+    try:
+        return JepaDaamConfig.from_pretrained(model)
+    except (OSError, ValueError, TypeError) as error:
+        raise fail(f"{model} is neither a folder with a config.json of ours nor such a Hub id: {error}") from error
+
+
+def load_tokenizer(model: str, device: str, dtype: Dtype) -> JepaAudioTokenizer:
+    """The tokenizer with its model in memory, or a message and exit code 2."""
+    transformers_logging.disable_progress_bar()
+    config = load_config(model)
+    try:
+        tokenizer = JepaAudioTokenizer.from_pretrained(model).to(device, dtype.value)
+        tokenizer.model  # noqa: B018 (loads it)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise fail(f"--model {model}: {error}") from error
+    if config.untrained_seed is not None:
+        errors.print(f"note: untrained weights (seed {config.untrained_seed}): noise comes back, not speech")
+    return tokenizer

@@ -1,0 +1,212 @@
+"""The command `jepa-audio tokenize-corpus`."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils import logging as transformers_logging
+
+from ..cli_common import (
+    EXIT_SOME_FAILED,
+    SHIPPED_MODEL,
+    Dtype,
+    DtypeOption,
+    ModelOption,
+    console,
+    errors,
+    fail,
+    load_config,
+)
+from .finished import Manifest, decode_sample, read_manifest, verify_corpus
+from .plan import PlannedShard
+from .run import CorpusJob, CorpusRunError, Meters, tokenize_corpus
+from .sources import Source, guess_format
+
+LOOK_S = 0.5  # between looks at the meters
+
+
+class CorpusFormat(StrEnum):
+    """What a corpus is."""
+
+    auto = "auto"
+    files = "files"
+    manifest = "manifest"
+    dataset = "dataset"
+
+
+def tokenize_corpus_command(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="Folder, .tar, .jsonl manifest, or id of a dataset.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="Folder of the shards; alone with --verify and --decode.")
+    ] = None,
+    model: ModelOption = str(SHIPPED_MODEL),
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda (all GPUs), cuda:1, ...; auto: GPUs if there are any.")
+    ] = "auto",
+    dtype: DtypeOption = Dtype.float32,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes, of one thread each; one a core or GPU by default.")
+    ] = None,
+    corpus_format: Annotated[CorpusFormat, typer.Option("--format", help="What IN is.")] = CorpusFormat.auto,
+    name: Annotated[str | None, typer.Option(help="Configuration of a dataset.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
+    shard_mb: Annotated[float, typer.Option(min=0.001, help="Megabytes of sound files that fill a shard.")] = 500.0,
+    row_groups: Annotated[int, typer.Option(min=1, help="Row groups of a dataset that fill a shard.")] = 8,
+    verify: Annotated[bool, typer.Option("--verify", help="Check a finished corpus.")] = False,
+    decode: Annotated[int, typer.Option(min=0, metavar="N", help="Turn N rows of a finished corpus into sound.")] = 0,
+    decode_to: Annotated[Path | None, typer.Option(help="Folder for that sound; OUT/decoded by default.")] = None,
+) -> None:
+    """Turn a corpus into Parquet shards of tokens; interrupted, the same command goes on where it was."""
+    transformers_logging.disable_progress_bar()
+    if verify or decode:
+        corpus = output or Path(source)
+        with _errors():
+            if verify:
+                _verify(corpus)
+            if decode:
+                _decode(corpus, model, decode, decode_to or corpus / "decoded", device)
+        return
+    if output is None:
+        raise fail("IN and OUT must be given")
+    load_config(model)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with _errors():
+        devices = _devices(device)
+        kind = guess_format(source) if corpus_format is CorpusFormat.auto else corpus_format.value
+        job = CorpusJob(
+            Source(source, kind, name, split),
+            str(output),
+            model,
+            torch.device(devices[0]).type,
+            dtype.value,
+            int(shard_mb * 1e6),
+            row_groups,
+        )
+        meters = Meters()
+        with _Display(meters) as display:
+            manifest = tokenize_corpus(
+                job, jobs or _jobs(devices), devices, rank, world_size, meters, display.on_shard, display.on_start
+            )
+    if manifest is None:
+        console.print(f"rank {rank}: done; the last of {world_size} writes the manifest", highlight=False)
+    else:
+        console.print(f"{_summary(manifest)} in {output}", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Messages in place of tracebacks: 2 for what the user can change, 1 for what stopped a run."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise fail(str(error)) from error
+    except (CorpusRunError, OSError) as error:
+        errors.print(f"stopped: {error}", style="bold red", highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_SOME_FAILED) from error
+
+
+def _devices(device: str) -> tuple[str, ...]:
+    """Where models run: all GPUs, or the one that a launcher means this process to have."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and torch.cuda.is_available():
+        if "LOCAL_RANK" in os.environ:
+            return (f"cuda:{os.environ['LOCAL_RANK']}",)
+        return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here: {error}") from error
+    return (device,)
+
+
+def _jobs(devices: tuple[str, ...]) -> int:
+    """One process a GPU, or a core; a launcher's processes share the cores."""
+    if devices[0] != "cpu":
+        return len(devices)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _summary(manifest: Manifest) -> str:
+    size, duration_s = manifest.total("bytes"), manifest.duration_s
+    rate = f", {8 * size / duration_s:.0f} bit/s with ids, texts and digests" if duration_s else ""
+    return (
+        f"{manifest.total('rows')} recordings, {duration_s / 3600:.2f} hours, {manifest.total('tokens')} tokens, "
+        f"{manifest.total('rejected')} rejected: {len(manifest.shards)} shards of {size} bytes{rate}"
+    )
+
+
+def _verify(corpus: Path) -> None:
+    problems = verify_corpus(corpus)
+    for problem in problems:
+        errors.print(f"failed: {problem}", style="red", highlight=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(EXIT_SOME_FAILED)
+    console.print(f"as it was written: {_summary(read_manifest(corpus))}", highlight=False, soft_wrap=True)
+
+
+def _decode(corpus: Path, model: str, count: int, folder: Path, device: str) -> None:
+    written = decode_sample(corpus, model, count, folder, _devices(device)[0])
+    console.print(f"{len(written)} rows as sound in {folder}", highlight=False, soft_wrap=True)
+
+
+class _Display:
+    """A bar with audio-hours an hour, time left and rejected recordings."""
+
+    def __init__(self, meters: Meters):
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[state]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self._meters, self._progress = meters, Progress(*columns, console=errors)
+        self._task = self._progress.add_task("listing", total=None, state="")
+        self._by_shards, self._done, self._start = False, 0, time.perf_counter()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "_Display":
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._show()
+        self._progress.stop()
+
+    def on_start(self, shards: list[PlannedShard], total: int) -> None:
+        """Called with what is left to do."""
+        size = sum(shard.size for shard in shards)
+        self._by_shards, self._start = size == 0, time.perf_counter()
+        description = f"{len(shards)} of {total} shards"
+        self._progress.reset(self._task, total=size or len(shards), description=description)
+
+    def on_shard(self, shard: PlannedShard, record: object) -> None:
+        """Called when a shard is done."""
+        self._done += 1
+
+    def _look(self) -> None:
+        while not self._end.wait(LOOK_S):
+            self._show()
+
+    def _show(self) -> None:
+        hours, elapsed = self._meters.seconds.value / 3600, time.perf_counter() - self._start
+        state = f"{hours:.1f} h of audio, {3600 * hours / elapsed:.0f} h/h, {self._meters.rejected.value} bad"
+        completed = self._done if self._by_shards else self._meters.size.value
+        self._progress.update(self._task, completed=completed, state=state)

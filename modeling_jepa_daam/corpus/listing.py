@@ -1,0 +1,182 @@
+"""Where the recordings of a corpus lie: in folders, in tar files, or as a manifest says; nothing is decoded.
+
+Everything is listed as it is found, in an order that depends on nothing but names: a folder's entries by name, a tar
+file's in its own order, a manifest's line by line. So a corpus of any size is listed without being held in memory,
+but for one folder's names or one tar file's members at a time.
+"""
+
+import codecs
+import json
+import os
+import tarfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+MANIFEST_PATHS = ("path", "audio_filepath", "file")
+
+
+class ListedFile(TypedDict):
+    """Where one recording lies.
+
+    Args:
+        name: The path within its source.
+        archive: The tar file's path within the folder that was listed; empty if there is none.
+        path: Absolute path of the file, or of the tar file that holds it.
+        offset: Position of its first byte in there.
+        size: Bytes; `None` if a manifest names a file that is not there.
+        metadata: What was asked for of the `.json` file beside it, or of its line in the manifest.
+        problem: Why its metadata cannot be read, if so.
+    """
+
+    name: str
+    archive: str
+    path: str
+    offset: int
+    size: int | None
+    metadata: dict[str, Any]
+    problem: str | None
+
+
+def list_files(source: str | os.PathLike, keys: Collection[str], argument: str) -> Iterator[ListedFile]:
+    """List the recordings of a tar file or of a folder, at any depth; tar files in a folder are listed as well.
+
+    Args:
+        source: Tar file or folder.
+        keys: What is wanted of the metadata, the `.json` file beside a recording.
+        argument: What the source is called in error messages.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If a tar file is damaged or cut short.
+    """
+    path = Path(source).absolute()
+    if path.is_dir():
+        yield from _list_folder(path, path.name, set(), keys, argument)
+    elif path.is_file():
+        yield from _list_tar(path, "", keys, argument)
+    else:
+        raise FileNotFoundError(f"{argument}: no such tar file or folder: {source}")
+
+
+def _list_folder(
+    folder: Path, prefix: str, seen: set[str], keys: Collection[str], argument: str
+) -> Iterator[ListedFile]:
+    """Files at any depth, through links, each folder once; hidden ones (macOS's `._name`) left out."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    present = set(names)
+    for name in names:
+        path, label = folder / name, os.path.join(prefix, name)
+        suffix = path.suffix.lower()
+        if path.is_dir():
+            yield from _list_folder(path, label, seen, keys, argument)
+        elif not path.is_file():
+            continue
+        elif path.suffix == ".tar":
+            yield from _list_tar(path, label, keys, argument)
+        elif suffix in AUDIO_SUFFIXES:
+            sidecar = path.with_suffix(".json")
+            found = _chosen(sidecar.read_bytes(), sidecar.name, keys) if sidecar.name in present else ({}, None)
+            yield _listed(label, "", path, 0, path.stat().st_size, *found)
+
+
+def _list_tar(path: Path, archive: str, keys: Collection[str], argument: str) -> Iterator[ListedFile]:
+    members: dict[str, tuple[int, int]] = {}
+    sidecars: dict[str, tuple[dict, str | None]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                stem, suffix = os.path.splitext(member.name)
+                if member.isfile() and not os.path.basename(stem).startswith("."):
+                    if suffix.lower() in AUDIO_SUFFIXES:
+                        members[member.name] = (member.offset_data, member.size)
+                    elif suffix == ".json":
+                        content = tar.extractfile(member)
+                        assert content is not None  # it is a file
+                        sidecars[stem] = _chosen(content.read(), os.path.basename(member.name), keys)
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+            end = tar.offset
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{argument}: {path} is no tar file, or damaged (compressed ones do not serve): {error}"
+        ) from error
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops at a damaged header, silently
+            raise ValueError(f"{argument}: {path} is damaged or cut short at byte {end}: its end mark is missing")
+    for name, (offset, size) in members.items():
+        found = sidecars.get(os.path.splitext(name)[0], ({}, None))
+        yield _listed(name, archive, path, offset, size, *found)
+
+
+def list_manifest(source: str | os.PathLike, keys: Collection[str], argument: str) -> Iterator[ListedFile]:
+    """List the recordings of a JSONL file: `path` (or `audio_filepath`, `file`), from its own folder on.
+
+    Args:
+        source: The manifest.
+        keys: What else is wanted of a line.
+        argument: What the manifest is called in error messages.
+
+    Raises:
+        FileNotFoundError: If there is no such manifest.
+        ValueError: If a line is not JSON or names no path.
+    """
+    if not os.path.isfile(source):
+        raise FileNotFoundError(f"{argument}: no such manifest: {source}")
+    folder = Path(source).absolute().parent
+    with open(source, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            label = f"{source}, line {number},"
+            metadata, problem = _parsed(line.removeprefix(codecs.BOM_UTF8), label)
+            if problem:
+                raise ValueError(f"{argument}: {problem}")
+            name = next((metadata[key] for key in MANIFEST_PATHS if metadata.get(key)), None)
+            if not isinstance(name, str):
+                raise ValueError(f"{argument}: {label} must have a path as one of {', '.join(MANIFEST_PATHS)}")
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else None
+            yield _listed(name, "", path, 0, size, {key: metadata[key] for key in keys if key in metadata}, None)
+
+
+def speaker_of(name: str, metadata: dict) -> str:
+    """Whose voice it is: `speaker` of the metadata, or as LibriLight's paths have it, `small/speaker/book/name`."""
+    folders = Path(name).parts[:-1]
+    speaker = metadata.get("speaker")
+    if speaker is None:
+        speaker = folders[-2] if len(folders) > 1 else folders[-1] if folders else name
+    return str(speaker)
+
+
+def _listed(
+    name: str, archive: str, path: Path, offset: int, size: int | None, metadata: dict, problem: str | None
+) -> ListedFile:
+    return {
+        "name": name,
+        "archive": archive,
+        "path": str(path),
+        "offset": offset,
+        "size": size,
+        "metadata": metadata,
+        "problem": problem,
+    }
+
+
+def _chosen(text: bytes, label: str, keys: Collection[str]) -> tuple[dict, str | None]:
+    # Not all of it: LibriLight's lists of voice activity would fill the memory.
+    metadata, problem = _parsed(text, label)
+    return {key: metadata[key] for key in keys if key in metadata}, problem
+
+
+def _parsed(text: bytes, label: str) -> tuple[dict, str | None]:
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return {}, f"{label} is not JSON: {error}"
+    return (metadata if isinstance(metadata, dict) else {}), None

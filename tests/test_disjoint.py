@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from training import disjoint
 from training.disjoint import Voice, common_speakers, digests_of, evaluation_voice, sample_digest, speakers_of
-from training.recordings import list_files
+from training.recordings import list_rows
 
 from .conftest import ROOT, SPEECH
 
@@ -138,5 +138,5 @@ def test_recordings_of_the_tests_and_their_speakers_were_not_trained_on():
     digests = {sample_digest(file)[0] for file in files}
     assert not digests & trained
     assert digests & set(digests_of(table["evaluation"])), "they come from the evaluation: so digests do compare"
-    speakers = {row["speaker"] for row in list_files(str(AUDIO / "librispeech"), {})} | {"1688"}
+    speakers = {row["speaker"] for row in list_rows(str(AUDIO / "librispeech"), {})} | {"1688"}
     assert not {Voice("librispeech", speaker) for speaker in speakers} & speakers_of(table["training"])

@@ -26,6 +26,8 @@ class CodecResult(NamedTuple):
     """`(batch, samples)`, the same window of the segment itself."""
     lengths: Tensor
     """`(batch,)`, int64, samples of each window."""
+    semantic: Tensor | None = None
+    """`(batch, spectra, features)`, float32, if there is a teacher to compare them with."""
 
 
 class CodecForTraining(nn.Module):
@@ -39,9 +41,16 @@ class CodecForTraining(nn.Module):
         codec: To train.
         freeze_encoder: Whether the encoder stays as it is.
         spectrogram_head: Whether there is one, to begin with: see `SpectrogramHead`.
+        semantic_features: Features of a teacher that are to be predicted beside spectrograms, if any.
     """
 
-    def __init__(self, codec: JepaDaamModel, freeze_encoder: bool = False, spectrogram_head: bool = False):
+    def __init__(
+        self,
+        codec: JepaDaamModel,
+        freeze_encoder: bool = False,
+        spectrogram_head: bool = False,
+        semantic_features: int = 0,
+    ):
         super().__init__()
         self.codec = codec
         self.config: JepaDaamConfig = codec.config
@@ -53,6 +62,9 @@ class CodecForTraining(nn.Module):
         self.average_head = copy.deepcopy(self.spectrogram_head)
         if self.average_head is not None:
             self.average_head.requires_grad_(False)
+        self.semantic_head = None
+        if self.spectrogram_head is not None and semantic_features > 0:
+            self.semantic_head = nn.Conv1d(self.spectrogram_head.project.in_channels, semantic_features, kernel_size=1)
         self.batch_mean = torch.zeros(self.config.hidden_size)  # of the latents of the last batch
         self.batch_var = torch.ones(self.config.hidden_size)
         self.train()
@@ -113,8 +125,11 @@ class CodecForTraining(nn.Module):
         size = frames if window_frames is None else min(window_frames, frames)
         room = (segment_frames - size).clamp(min=0)
         starts = (torch.rand(len(samples), generator=generator).to(room.device) * (room + 1)).long()
-        decode = self.predict_windows if spectrogram else self.decode_windows
-        generated = decode(quantized, segment_frames, starts, size)
+        semantic = None
+        if spectrogram:
+            generated, semantic = self.predict_windows(quantized, segment_frames, starts, size)
+        else:
+            generated = self.decode_windows(quantized, segment_frames, starts, size)
         window_lengths = (lengths - starts * hop).clamp(max=size * hop)
         positions = starts[:, None] * hop + torch.arange(size * hop, device=samples.device)
         inside = lengths_to_mask(window_lengths, size * hop)
@@ -122,7 +137,7 @@ class CodecForTraining(nn.Module):
 
         if not spectrogram:
             generated = generated.float().masked_fill(~inside, 0.0)
-        return CodecResult(generated, real, window_lengths)
+        return CodecResult(generated, real, window_lengths, semantic)
 
     def decode_windows(self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int) -> Tensor:
         """The part of each waveform that belongs to `size` frames from `starts` on.
@@ -138,12 +153,17 @@ class CodecForTraining(nn.Module):
         """
         return self.codec.decoder(*self._cut(quantized, segment_frames, starts, size))[:, 0]
 
-    def predict_windows(self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int) -> Tensor:
-        """As `decode_windows`, but log mel spectrograms, `(batch, spectra, bands)`."""
+    def predict_windows(
+        self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `decode_windows`, but log mel spectrograms, `(batch, spectra, bands)`, and what a teacher would make of
+        each, `(batch, spectra, features)`, if there is one."""
         assert self.spectrogram_head is not None
         cut = self._cut(quantized, segment_frames, starts, size)
         x, _, (left, right) = self.codec.decoder.upsample(*cut, num_stages=self.spectrogram_head.num_stages)
-        return self.spectrogram_head(x[..., left : x.shape[-1] - right])
+        x = x[..., left : x.shape[-1] - right]
+        semantic = None if self.semantic_head is None else self.semantic_head(x).float().transpose(1, 2)
+        return self.spectrogram_head(x), semantic
 
     def _cut(
         self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int

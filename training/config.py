@@ -217,6 +217,8 @@ class LossConfig:
     adversarial: float = 0.1  # eq. 25
     feature_matching: float = 0.1  # eq. 26
     mel: float = 0.0  # log-mel spectrograms of several resolutions; not in the paper
+    semantic: float = 0.0  # features of `teacher`, while spectrograms are learned; not in the paper
+    teacher: str | None = None  # Whisper model, folder or Hub id
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,8 @@ class CodecConfig(TrainingConfig):
         *TrainingConfig.POSITIVE, "optim.discriminator_learning_rate", "discriminators.width", "run.eval_clip_s"
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
-        *TrainingConfig.NOT_NEGATIVE, *(f"losses.{item.name}" for item in dataclasses.fields(LossConfig))
+        *TrainingConfig.NOT_NEGATIVE,
+        *(f"losses.{item.name}" for item in dataclasses.fields(LossConfig) if item.name != "teacher"),
     )  # fmt: skip
 
     def __post_init__(self):
@@ -266,6 +269,10 @@ class CodecConfig(TrainingConfig):
             lowest, highest = self._value(key)
             if not low <= lowest <= highest <= high:
                 raise ValueError(f"`{key}` must be a range within [{low:g}, {high:g}], got {self._value(key)}")
+        if (self.losses.semantic > 0.0) != (self.losses.teacher is not None):
+            raise ValueError("`losses.semantic` above 0 and `losses.teacher` need each other")
+        if self.losses.semantic > 0.0 and self.optim.spectrogram_steps == 0:
+            raise ValueError("`losses.semantic` needs `optim.spectrogram_steps`: the teacher is heard in these alone")
         if self.losses.waveform == self.losses.stft == self.losses.mel == 0.0:
             raise ValueError("`losses`: one of waveform, stft and mel must be above 0, or the decoder learns nothing")
         if self.data.min_segment_s < MIN_EVALUATED_S:

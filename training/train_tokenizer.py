@@ -50,6 +50,7 @@ from .run import (
     stop_unless_finite,
     sum_over_processes,
 )
+from .teacher import WhisperTeacher, semantic_loss
 from .tracking import RunLog, SpeedMeter
 
 # What makes an encoder: weights of one with other values would load, in part or with another meaning.
@@ -88,7 +89,9 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
         prepare_output(config, output, fresh=checkpoint is None)
     accelerator.wait_for_everyone()
 
-    codec, discriminators = make_models(config)
+    codec, discriminators, teacher = make_models(config)
+    if teacher is not None:
+        teacher.to(accelerator.device)
     optimizer, discriminator_optimizer = make_optimizers(config, codec, discriminators)
     model, judges, optimizer, discriminator_optimizer = accelerator.prepare(
         codec, discriminators, optimizer, discriminator_optimizer
@@ -142,6 +145,11 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
                     gain = config.data.gain_above_bandwidth
                     spectral = (result.generated, result.real, rate, result.lengths, bandwidth_hz, gain)
                     losses = {"spectrogram": spectrogram_loss(*spectral)}
+                    if teacher is not None and result.semantic is not None:
+                        taught = teacher(result.real, rate)
+                        losses["semantic"] = semantic_loss(
+                            result.semantic, taught, result.lengths, result.real.shape[1]
+                        )
                 else:
                     real, generated = (
                         shape_bandwidth(waveform, bandwidth_hz, rate, config.data.gain_above_bandwidth)
@@ -204,8 +212,8 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
     return trained
 
 
-def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators]:
-    """The models to train, with weights drawn from the seed or loaded; alike in every process."""
+def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators, WhisperTeacher | None]:
+    """The models to train, with weights drawn from the seed or loaded, alike in every process; and the teacher."""
     torch.manual_seed(config.run.seed)
     model_config = config.model_config()
     if model_config.normalize_latents and config.data.min_segment_s * model_config.frame_rate <= 1.0:
@@ -215,11 +223,14 @@ def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators]:
         )
     weights = config.model.weights
     codec = JepaDaamModel(model_config) if weights is None else load_weights(weights, model_config)
+    try:
+        teacher = None if config.losses.teacher is None else WhisperTeacher(config.losses.teacher)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`losses.teacher`: no Whisper model at {config.losses.teacher}: {error}") from error
+    taught = 0 if teacher is None else teacher.num_features
+    training = CodecForTraining(codec, config.optim.freeze_encoder, config.optim.spectrogram_steps > 0, taught)
     sizes = config.discriminators
-    return (
-        CodecForTraining(codec, config.optim.freeze_encoder, config.optim.spectrogram_steps > 0),
-        Discriminators(sizes.periods, sizes.num_scales, sizes.width),
-    )
+    return training, Discriminators(sizes.periods, sizes.num_scales, sizes.width), teacher
 
 
 def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
@@ -260,8 +271,9 @@ def make_optimizers(
     """AdamW of encoder and decoder, and AdamW of the discriminators."""
     optim = config.optim
     decoder = [*codec.codec.decoder.parameters()]
-    if codec.spectrogram_head is not None:
-        decoder.extend(codec.spectrogram_head.parameters())
+    for head in (codec.spectrogram_head, codec.semantic_head):
+        if head is not None:
+            decoder.extend(head.parameters())
     groups: list[dict[str, Any]] = [{"params": decoder}]
     if not optim.freeze_encoder:
         rate = optim.learning_rate if optim.encoder_learning_rate is None else optim.encoder_learning_rate
@@ -297,6 +309,7 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
         "log_magnitude": weights.stft,
         "mel": weights.mel,
         "spectrogram": 1.0,
+        "semantic": weights.semantic,
         "adversarial": weights.adversarial,
         "feature_matching": weights.feature_matching,
     }

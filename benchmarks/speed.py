@@ -47,6 +47,7 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "jepa-daam-24khz, inverse STFT": with_inverse_stft("jepa-daam-24khz"),
     "jepa-daam-24khz-fast": ours("jepa-daam-24khz-fast"),
     "jepa-daam-24khz-fast, inverse STFT": with_inverse_stft("jepa-daam-24khz-fast"),
+    "jepa-daam-24khz-small": ours("jepa-daam-24khz-small"),
     "jepa-daam-24khz-nano": ours("jepa-daam-24khz-nano"),
     **RIVALS,
 }

@@ -32,7 +32,8 @@ def test_nothing_was_left_to_fill_in():
 
 def test_it_lists_the_commands_there_are():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert commands == {"info", "init", "encode", "decode", "reconstruct", "plot", "bench", "evaluate"}
+    expected = {"info", "init", "encode", "decode", "reconstruct", "plot", "bench", "evaluate", "tokenize-corpus"}
+    assert commands == expected
     assert all(re.search(rf"jepa-audio {name}|`{name}`", README) for name in commands)
 
 

@@ -62,7 +62,7 @@ def this_machine() -> str:
     return f"{processor}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
-def describe_run(folder: Path, machine: str, cores: int, environment: str = "") -> dict[str, Any]:
+def describe_run(folder: Path, machine: str, cores: int, environment: str = "", processes: int = 1) -> dict[str, Any]:
     """What a run of either stage was: from its `config.yaml` and its `metrics.jsonl`.
 
     Time and hours of audio are those of training steps, by the run's own measure of its speed; evaluations, starts and
@@ -73,6 +73,7 @@ def describe_run(folder: Path, machine: str, cores: int, environment: str = "") 
         machine: What it ran on.
         cores: How many of its CPU cores.
         environment: Variables that the command needs, as in `ACCELERATE_MIXED_PRECISION=bf16`.
+        processes: How many processes it had.
 
     Raises:
         ValueError: If the folder has no run, or the run has no step.
@@ -100,11 +101,12 @@ def describe_run(folder: Path, machine: str, cores: int, environment: str = "") 
         start = f"runs/{path.parent.name}/model" if path.name == "model" else portable(start)
         settings["model"]["weights"] = start
     module = {1: "pretrain_encoder", 2: "train_tokenizer"}[stage]
+    launcher = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
     evaluations = [entry for entry in entries if any(key.startswith(("held_out/", "tokens/")) for key in entry)]
     return {
         "stage": stage,
         "name": folder.name,
-        "command": f"{environment} python -m training.{module} {folder.name}.yaml".strip(),
+        "command": f"{environment} {launcher} -m training.{module} {folder.name}.yaml".strip(),
         "config": portable(yaml.safe_dump(settings, sort_keys=False)),
         "seed": settings["run"]["seed"],
         "start": start,

@@ -335,9 +335,14 @@ def collect_command(
     machine: Annotated[str | None, typer.Option(help="What they ran on; this machine if not given.")] = None,
     cores: Annotated[int, typer.Option(min=1, help="How many of its CPU cores they had.")] = os.cpu_count() or 1,
     environment: Annotated[str, typer.Option(help="Variables that the commands need: NAME=value.")] = "",
+    processes: Annotated[str, typer.Option(help="Of each run, with commas; one if not given.")] = "",
 ) -> None:
     """Say what training runs were, from their settings and logs."""
-    told = [describe_run(run, machine or this_machine(), cores, environment) for run in runs]
+    counts = [int(count) for count in processes.split(",")] if processes else [1] * len(runs)
+    if len(counts) != len(runs):
+        raise ValueError(f"`processes` must have a number for each of {len(runs)} runs, got {processes!r}")
+    machine = machine or this_machine()
+    told = [describe_run(run, machine, cores, environment, count) for run, count in zip(runs, counts, strict=True)]
     for run, entry in zip(runs, told, strict=True):
         log = write_log(run, output.parent / "logs" / f"{entry['name']}.csv")
         entry["log_file"] = log.relative_to(output.parent).as_posix()

@@ -42,5 +42,5 @@ def test_its_table_has_every_configuration_with_its_size(folder):
     with torch.device("meta"):
         model = JepaDaamModel(JepaDaamConfig.from_pretrained(folder))
     sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.encoder, model.decoder)]
-    row = next(line for line in README.splitlines() if f"`hub_configs/{folder.name}`" in line)
+    row = next(line for line in README.splitlines() if line.startswith(f"| `hub_configs/{folder.name}`"))
     assert f"{sizes[0]:.1f}M + {sizes[1]:.1f}M" in row

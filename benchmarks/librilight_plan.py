@@ -5,9 +5,10 @@
 
 Speeds are multiples of real time: of a core, as `python -m benchmarks.corpus speed` prints it; of a GPU, which is left
 out unless it is given; of the thread that decodes and resamples for a model, as `make bench-training` prints it, which
-no GPU that one worker feeds can outrun. Two rates are measured here: bytes of 16-bit FLAC a second, of the FLAC
-files in `--clips`, LibriSpeech's in `tests/audio`, at LibriLight's 16 kHz; and bits a second of the Parquet column of tokens, of uniform ids,
-which nothing compresses, in recordings of 12 minutes. Prices are assumptions. One rate is assumed for all recordings.
+no GPU that one worker feeds can outrun. Two rates are measured here: bytes a second of 16-bit FLAC, of the FLAC files
+in `--clips` (by default LibriSpeech's in `tests/audio`) at LibriLight's 16 kHz; and bits a second of the Parquet column
+of tokens, of uniform ids, which nothing compresses, in recordings of 12 minutes. Prices are assumptions, in whatever
+currency. One rate is assumed for all recordings.
 """
 
 import argparse

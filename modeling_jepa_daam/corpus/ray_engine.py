@@ -213,16 +213,17 @@ def _begin_to_count_tries(output: Path) -> None:
 
 
 def _count_try(output: Path, shard: int) -> None:
-    """Refuse a shard that has ended its actor too often: Ray would go on for ever."""
+    """Note which process tries a shard; refuse one that has ended too many: Ray would go on for ever."""
     if not (output / WORK / TRIES).is_dir():
         raise CorpusRunError(f"the run is not in {output}, which must lie in storage that all nodes share")
-    with open(output / WORK / TRIES / f"{shard:05d}", "ab") as file:
-        file.write(b".")
-        file.flush()
-        tries = file.tell()
-    if tries > MAX_TRIES:
+    path = output / WORK / TRIES / f"{shard:05d}"
+    with open(path, "a") as file:
+        file.write(f"{platform.node()} {os.getpid()}\n")
+    before = path.read_text().splitlines()[:-1]
+    if len(before) >= MAX_TRIES:
         raise CorpusRunError(
-            f"shard {shard} ended its actor {MAX_TRIES} times (a crash in a decoder, or too little memory)"
+            f"shard {shard} ended its process {len(before)} times ({', '.join(before)}): a crash in a decoder, or too "
+            "little memory?"
         )
 
 

@@ -29,6 +29,7 @@ from modeling_jepa_daam.corpus import run as corpus_run
 from modeling_jepa_daam.corpus.encoding import _batches, tokenize_recordings
 from modeling_jepa_daam.corpus.finished import decode_sample, verify_corpus
 from modeling_jepa_daam.corpus.plan import Plan, read_entries, write_plan
+from modeling_jepa_daam.corpus.ray_engine import MAX_TRIES, TRIES, _Actor, tokenize_corpus_with_ray
 from modeling_jepa_daam.corpus.run import DONE, WORK, CorpusJob, CorpusRunError, ShardWorker, finish, prepare
 from modeling_jepa_daam.corpus.shard import Row, encode_shard, read_rows, write_shard
 from modeling_jepa_daam.corpus.sources import Recording, Source, guess_format, list_entries, open_recordings
@@ -306,6 +307,58 @@ def command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
+def test_a_killed_worker_of_ray_loses_nothing(job, undisturbed):
+    """SIGKILL to one of two workers, while it makes the first shard."""
+    pytest.importorskip("ray")
+    process = start(job, "--engine", "ray", "--workers", "2")
+    tries: dict[str, list[str]] = {}
+    killed = ""
+    while process.poll() is None:
+        tries |= {path.name: lines_of(path) for path in (Path(job.output) / WORK / TRIES).glob("*")}
+        if not killed and any(tries.values()):
+            killed, (attempt,) = next((shard, lines) for shard, lines in tries.items() if lines)
+            assert not (Path(job.output) / WORK / DONE / f"{killed}.json").exists()
+            victim = int(attempt.split()[-1])
+            assert command_line(victim).startswith(b"ray::")
+            os.kill(victim, signal.SIGKILL)
+        time.sleep(0.01)
+    output = process.communicate(timeout=WAIT_S)[0]
+    assert process.returncode == 0, output
+    assert killed
+    assert len(tries[killed]) == 2
+    assert contents(job.output) == contents(undisturbed)
+
+
+def lines_of(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def actor_says(job: CorpusJob) -> dict:
+    return json.loads(_Actor(job)({"shard": np.array([0])})["outcome"][0])
+
+
+def test_an_actor_of_ray_says_why_it_cannot_go_on(job, tmp_path, nano_tokenizer):
+    assert "must lie in storage that all nodes share" in actor_says(job)["stopped"]
+    prepare(job)
+    (Path(job.output) / WORK / TRIES).mkdir()
+    other = make_untrained_checkpoint(nano_tokenizer.model.config, tmp_path / "other", seed=1)
+    assert "model.weights_sha256 was" in actor_says(dataclasses.replace(job, model=str(other)))["refused"]
+    assert actor_says(job)["record"]["rows"] > 0
+    for _ in range(2, MAX_TRIES):
+        assert actor_says(job)["shard"] == 0
+    assert f"ended its process {MAX_TRIES} times" in actor_says(job)["stopped"]
+
+
+def test_ray_that_is_not_installed_is_asked_for(job, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'jepa-daam\[ray\]'"):
+        tokenize_corpus_with_ray(job)
 
 
 def test_two_ranks_share_the_shards_and_the_last_writes_the_manifest(job, undisturbed):

@@ -27,6 +27,7 @@ from ..cli_common import (
 )
 from .finished import Manifest, decode_sample, read_manifest, verify_corpus
 from .plan import PlannedShard
+from .ray_engine import tokenize_corpus_with_ray
 from .run import CorpusJob, CorpusRunError, Meters, tokenize_corpus
 from .sources import Source, guess_format
 
@@ -42,6 +43,13 @@ class CorpusFormat(StrEnum):
     dataset = "dataset"
 
 
+class Engine(StrEnum):
+    """What runs the processes."""
+
+    local = "local"
+    ray = "ray"
+
+
 def tokenize_corpus_command(
     source: Annotated[
         str, typer.Argument(metavar="IN", help="Folder, .tar, .jsonl manifest, or id of a dataset.", show_default=False)
@@ -55,7 +63,14 @@ def tokenize_corpus_command(
     ] = "auto",
     dtype: DtypeOption = Dtype.float32,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes, of one thread each; one a core or GPU by default.")
+        int | None,
+        typer.Option("--jobs", "--workers", min=1, help="Processes with a model each; one a core or GPU by default."),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="ray: Ray Data, on this machine or, with --ray-address, on a cluster.")
+    ] = Engine.local,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, whose nodes share IN and OUT: auto, host:6379.")
     ] = None,
     corpus_format: Annotated[CorpusFormat, typer.Option("--format", help="What IN is.")] = CorpusFormat.auto,
     name: Annotated[str | None, typer.Option(help="Configuration of a dataset.")] = None,
@@ -81,7 +96,8 @@ def tokenize_corpus_command(
     load_config(model)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with _errors():
-        devices = _devices(device)
+        _check_engine(engine, ray_address, device, world_size)
+        devices = (device,) if ray_address and device != "auto" else _devices(device)
         kind = guess_format(source) if corpus_format is CorpusFormat.auto else corpus_format.value
         job = CorpusJob(
             Source(source, kind, name, split),
@@ -94,9 +110,13 @@ def tokenize_corpus_command(
         )
         meters = Meters()
         with _Display(meters) as display:
-            manifest = tokenize_corpus(
-                job, jobs or _jobs(devices), devices, rank, world_size, meters, display.on_shard, display.on_start
-            )
+            manifest: Manifest | None
+            if engine is Engine.ray:
+                manifest = tokenize_corpus_with_ray(job, jobs, ray_address, meters, display.on_shard, display.on_start)
+            else:
+                manifest = tokenize_corpus(
+                    job, jobs or _jobs(devices), devices, rank, world_size, meters, display.on_shard, display.on_start
+                )
     if manifest is None:
         console.print(f"rank {rank}: done; the last of {world_size} writes the manifest", highlight=False)
     else:
@@ -113,6 +133,15 @@ def _errors() -> Iterator[None]:
     except (CorpusRunError, OSError) as error:
         errors.print(f"stopped: {error}", style="bold red", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_SOME_FAILED) from error
+
+
+def _check_engine(engine: Engine, ray_address: str | None, device: str, world_size: int) -> None:
+    if engine is not Engine.ray and ray_address is not None:
+        raise ValueError("--ray-address is for --engine ray")
+    if engine is Engine.ray and device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda with --engine ray, got {device}")
+    if engine is Engine.ray and world_size > 1:
+        raise ValueError("--engine ray shares out the work itself: start it once, without a launcher")
 
 
 def _devices(device: str) -> tuple[str, ...]:

@@ -155,9 +155,8 @@ def _settings(job: CorpusJob) -> dict:
         raise ValueError(f"`model`: its {config.vocab_size} ids do not fit 16 bits")
     corpus: dict[str, Any] = {"format": job.source.format}
     if job.source.format == "dataset":
-        location = job.source.location
         corpus |= {
-            "name": os.path.basename(location) if os.path.isdir(location) else location,
+            "name": job.source.dataset_name,
             "config": job.source.name,
             "split": job.source.split,
             "files_sha256": dataset_digest(job.source),
@@ -305,6 +304,28 @@ def tokenize_corpus(
         CorpusRunError: If the disk is full, a listed recording is gone, or processes die again and again.
     """
     meters = meters or Meters()
+
+    def make_shards(settings: dict, plan: Plan, missing: list[PlannedShard]) -> None:
+        on_start(missing, len(plan.shards))
+        _run_shards(job, settings, plan, missing, jobs, devices or (job.device,), meters, on_shard)
+
+    return complete_corpus(job, make_shards, rank, world_size)
+
+
+def complete_corpus(
+    job: CorpusJob,
+    make_shards: Callable[[dict, Plan, list[PlannedShard]], None],
+    rank: int = 0,
+    world_size: int = 1,
+) -> Manifest | None:
+    """Tokenize a corpus, or what is left of it, by whatever makes shards.
+
+    Args:
+        job: The job.
+        make_shards: An engine: called with settings and plan of `prepare` and the shards that are left to this rank.
+        rank: As for `tokenize_corpus`, which also says what is returned and raised.
+        world_size: Likewise.
+    """
     try:
         settings, plan = prepare(job, lead=rank == 0)
     except FileNotFoundError:
@@ -315,9 +336,7 @@ def tokenize_corpus(
         return read_manifest(job.output)
     try:
         with _lock(Path(job.output) / WORK / f"lock-{rank}-of-{world_size}"):
-            missing = list(_missing(Path(job.output), plan, rank, world_size))
-            on_start(missing, len(plan.shards))
-            _run_shards(job, settings, plan, missing, jobs, devices or (job.device,), meters, on_shard)
+            make_shards(settings, plan, list(_missing(Path(job.output), plan, rank, world_size)))
             return finish(job.output)
     except OSError as error:
         raise CorpusRunError(_explained(error, job)) from error

@@ -44,6 +44,12 @@ class Source:
         path = Path(self.location).absolute()
         return str(path if self.format == "files" and path.is_dir() else path.parent)
 
+    @property
+    def dataset_name(self) -> str:
+        """A dataset's id on the Hub, or the name of its folder."""
+        path = Path(self.location)
+        return path.absolute().name if path.is_dir() else self.location
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -230,5 +236,5 @@ def _recording_of_example(source: Source, columns: dict, part: int, number: int,
         problem = "no such file"
     if isinstance(audio, bytes):
         size = len(audio)
-    name = text_of("source") or source.location
+    name = text_of("source") or source.dataset_name
     return Recording(identity, audio, name, text_of("speaker") or "", text_of("text"), size, problem)

@@ -11,7 +11,7 @@ CONFIGS = sorted((ROOT / "training" / "configs").glob("*.yaml"))
 
 
 def kind_of(path):
-    return CodecConfig if path.name.startswith("codec") else PretrainConfig
+    return CodecConfig if "codec" in path.name else PretrainConfig
 
 
 @pytest.fixture

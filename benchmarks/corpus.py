@@ -4,8 +4,10 @@
     python -m benchmarks.corpus memory [--files 100000] [--model hub_configs/jepa-daam-24khz-nano]
     python -m benchmarks.corpus sizes RECORDINGS [--model hub_configs/jepa-daam-24khz-small]
 
-For speed and memory, weights are random. Speed: the recordings in `tests/` as FLAC at 16 kHz, so that they are decoded and resampled, go
-through `tokenize_recordings` (reading, decoding, rows, Parquet), and their decoded chunks through the encoder and
+For speed and memory, weights are random.
+
+Speed: the recordings in `tests/` as FLAC at 16 kHz, so that they are decoded and resampled, go through
+`tokenize_recordings` (reading, decoding, rows, Parquet), and their decoded chunks through the encoder and
 quantizer alone, in turn in the same process, whose model has one thread. The ratio is of CPU time, the reading thread's
 counted in, since the clock says little on a machine that does other work too.
 Then one process and two, in turn, over the same shards. Memory: a manifest that names a few short clips again and

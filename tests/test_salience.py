@@ -103,12 +103,10 @@ def test_a_model_without_gates_is_refused(tmp_path):
 @torch.inference_mode()
 def test_chunks_that_an_accelerator_encodes_together_come_back_to_their_recordings(tiny_model, monkeypatch):
     waveforms = [torch.from_numpy(noise(length, seed)) for seed, length in enumerate(LENGTHS)]
-    monkeypatch.setattr(JepaDaamModel, "device", torch.device("meta"))  # no CPU, where each chunk runs alone
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: self)
+    monkeypatch.setattr(tiny_model, "training", True)  # of this module alone: on CPU, else each chunk runs alone
     monkeypatch.setattr(modeling_jepa_daam, "MAX_CHUNKS_PER_BATCH", 4)
     with GateRecorder(tiny_model) as gates:
         rows = tiny_model.encode_waveforms(waveforms)
-    monkeypatch.undo()
     for samples, row in zip(waveforms, rows, strict=True):
         np.testing.assert_allclose(gates.take(len(row)), expected(tiny_model, samples.numpy()), rtol=1e-4)
 
@@ -174,7 +172,6 @@ def test_a_corpus_has_it_in_16_bits(job, folder, nano_tokenizer, tmp_path):
     plain = dataclasses.replace(job, output=str(tmp_path / "plain"), salience=False)
     tokenize_corpus(plain)
     for path, other in zip(shard_paths(plain.output), shard_paths(job.output), strict=True):
-        assert pq.read_table(path).equals(pq.read_table(other).drop("salience").drop("digest")) is False
         assert pq.read_table(path, columns=["id", "tokens"]).equals(pq.read_table(other, columns=["id", "tokens"]))
         assert "salience" not in pq.read_table(path).column_names
     assert "salience_gates" not in read_manifest(plain.output).settings["model"]

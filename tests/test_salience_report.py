@@ -1,5 +1,6 @@
 """Gates against energy and words: known correlations, words where they are said, a report that says what it lacks."""
 
+import itertools
 import json
 
 import numpy as np
@@ -113,8 +114,8 @@ def test_words_are_aligned_where_texts_are(manifest, nano_folder, tmp_path, spee
     assert [word.word for word in words[:3]] == ["i", "really", "liked"]
     assert 0.3 < words[0].start_s < 0.8
     assert 4.0 < words[-1].end_s < 5.06
-    assert all(a.end_s <= b.start_s for a, b in zip(words, words[1:], strict=False))
-    pause = next(b.start_s - a.end_s for a, b in zip(words, words[1:], strict=False) if b.word == "better")
+    assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(words))
+    pause = next(b.start_s - a.end_s for a, b in itertools.pairwise(words) if b.word == "better")
     assert pause > 0.2
     with pytest.raises(ValueError, match="not in the dictionary: 5, xyzzy"):
         Aligner().align(speech, 24000, "xyzzy 5")

@@ -25,7 +25,7 @@ from modeling_jepa_daam import (
 from modeling_jepa_daam.audio import levels_db
 from modeling_jepa_daam.corpus import read_manifest, read_salience, shard_paths
 from modeling_jepa_daam.corpus.finished import verify_corpus
-from modeling_jepa_daam.corpus.run import CorpusJob, tokenize_corpus
+from modeling_jepa_daam.corpus.run import CorpusJob
 from modeling_jepa_daam.corpus.shard import read_rows, row_digest, write_shard
 from modeling_jepa_daam.corpus.sources import Source
 from modeling_jepa_daam.plotting import plot_salience
@@ -33,6 +33,7 @@ from modeling_jepa_daam.salience import GateRecorder, daam_gates
 from tests.conftest import STFT, TINY, noise
 from tests.librilight import recordings
 from tests.test_cli import PNG_SIGNATURE, run
+from tests.test_corpus import tokenize
 
 LENGTHS = (500, 61, 100, 1, 900)  # of 60 samples a frame and 7 frames a chunk
 
@@ -153,7 +154,7 @@ def job(folder, nano_folder, tmp_path) -> CorpusJob:
 
 
 def test_a_corpus_has_it_in_16_bits(job, folder, nano_tokenizer, tmp_path):
-    manifest = tokenize_corpus(job)
+    manifest = tokenize(job)
     assert manifest.settings["model"]["salience_gates"] == 5
     for path in shard_paths(job.output):
         table = pq.read_table(path)
@@ -170,7 +171,7 @@ def test_a_corpus_has_it_in_16_bits(job, folder, nano_tokenizer, tmp_path):
     assert len(rows[0]["salience"]) == 5 * len(rows[0]["tokens"]) // 19
 
     plain = dataclasses.replace(job, output=str(tmp_path / "plain"), salience=False)
-    tokenize_corpus(plain)
+    tokenize(plain)
     for path, other in zip(shard_paths(plain.output), shard_paths(job.output), strict=True):
         assert pq.read_table(path, columns=["id", "tokens"]).equals(pq.read_table(other, columns=["id", "tokens"]))
         assert "salience" not in pq.read_table(path).column_names
@@ -178,13 +179,13 @@ def test_a_corpus_has_it_in_16_bits(job, folder, nano_tokenizer, tmp_path):
 
 
 def test_a_corpus_begun_without_it_is_not_continued_with_it(job):
-    tokenize_corpus(dataclasses.replace(job, salience=False))
+    tokenize(dataclasses.replace(job, salience=False))
     with pytest.raises(ValueError, match="model.salience_gates was None, is 5"):
-        tokenize_corpus(job)
+        tokenize(job)
 
 
 def test_damaged_salience_is_found(job):
-    tokenize_corpus(job)
+    tokenize(job)
     path = shard_paths(job.output)[0]
     rows, _, facts = read_rows(path)
     negative = [dataclasses.replace(row, salience=-row.salience) for row in rows]
@@ -202,7 +203,7 @@ def test_damaged_salience_is_found(job):
 def test_a_corpus_of_a_model_without_gates_is_refused(job, tmp_path):
     save_checkpoint(JepaDaamModel(JepaDaamConfig(**TINY, daam_in_encoder=False)), tmp_path / "model")
     with pytest.raises(ValueError, match="`salience`: the model's encoder has no DAAM gates"):
-        tokenize_corpus(dataclasses.replace(job, model=str(tmp_path / "model")))
+        tokenize(dataclasses.replace(job, model=str(tmp_path / "model")))
 
 
 def test_the_commands_have_it(folder, nano_folder, tmp_path):

@@ -4,6 +4,8 @@ A gate is a density of the signal's values over a chunk (`daam.py`): above its m
 for the chunk, near zero where it is rare. Whether that has to do with speech, `python -m training.salience` tells.
 """
 
+import contextlib
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -71,6 +73,11 @@ class GateRecorder:
             gates = [gate.mean(dim=-1, keepdim=True) for gate in gates]
         self._chunks += zip(*(gate.float().cpu() for gate in gates), strict=True)
         self._gates = []
+
+
+def recorded_gates(model: JepaDaamModel, wanted: bool) -> contextlib.AbstractContextManager[GateRecorder | None]:
+    """A `GateRecorder` for a `with` statement, or `None` in its place."""
+    return GateRecorder(model) if wanted else contextlib.nullcontext()
 
 
 @torch.inference_mode()

@@ -1,6 +1,5 @@
 """The tokenizer: audio to ids of a 16384-entry vocabulary and back, with the interface of any Hub tokenizer."""
 
-import contextlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from .framing import check_integer, num_frames
 from .model_cache import cached_model, codec_digest
 from .modeling_jepa_daam import JepaDaamModel
 from .packing import check_tokens, group_levels, group_vocabulary_sizes, pack_frames, repeat_levels, unpack_frames
-from .salience import GateRecorder
+from .salience import GateRecorder, recorded_gates
 from .streaming import AudioTokenStream
 
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
@@ -435,14 +434,11 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         encoded: list[tuple[list[int], int, np.ndarray | None]] = [([], 0, None) for _ in batch]
         pending: dict[int, Tensor] = {}
 
-        def recording() -> contextlib.AbstractContextManager[GateRecorder | None]:
-            return GateRecorder(self.model) if salience else contextlib.nullcontext()
-
         def taken(gates: GateRecorder | None, ids: list[int]) -> np.ndarray | None:
             return None if gates is None else gates.take(len(ids) // self.tokens_per_frame).numpy()
 
         def encode_pending() -> None:
-            with recording() as gates:
+            with recorded_gates(self.model, salience) as gates:
                 sequences = self.model.waveforms_to_ids(list(pending.values()))
             for position, ids in zip(pending, sequences, strict=True):
                 encoded[position] = (ids, len(pending[position]), taken(gates, ids))
@@ -453,7 +449,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             try:
                 source = file_source(audio)
                 if source is not None and on_cpu:
-                    with recording() as gates:
+                    with recorded_gates(self.model, salience) as gates:
                         ids, num_samples = self.encode_file(source)
                     encoded[position] = (ids, num_samples, taken(gates, ids))
                 else:
@@ -568,8 +564,13 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         else:
             rates *= len(recordings)
         encoded = self._encode_batch(recordings, rates, f"`batch`: recording {{}} of column {column}: ", salience)
-        columns = {"input_ids": [ids for ids, _, _ in encoded], "num_samples": [length for _, length, _ in encoded]}
-        return columns | ({"salience": [row for _, _, row in encoded]} if salience else {})
+        columns: dict[str, list] = {
+            "input_ids": [ids for ids, _, _ in encoded],
+            "num_samples": [length for _, length, _ in encoded],
+        }
+        if salience:
+            columns["salience"] = [frames for _, _, frames in encoded]
+        return columns
 
     @property
     def features(self):

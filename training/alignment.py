@@ -52,7 +52,7 @@ class Aligner:
         Raises:
             ValueError: If there is no text, a word is not in the dictionary, or it does not fit the sound.
         """
-        words = WORD.findall(text.lower())
+        words = WORD.findall(text.lower().replace("\u2019", "'"))
         if not words:
             raise ValueError("there is no text")
         if unknown := sorted({word for word in words if self._dictionary.lookup_word(word) is None}):

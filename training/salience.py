@@ -104,12 +104,11 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
 
 def partial_spearman(first: np.ndarray, second: np.ndarray, given: np.ndarray) -> float | None:
     """Rank correlation of two series after what a third explains of both is taken away; `None` if not defined."""
-    pairs = spearman(first, second), spearman(first, given), spearman(second, given)
-    if None in pairs:
+    both, one, other = spearman(first, second), spearman(first, given), spearman(second, given)
+    if both is None or one is None or other is None:
         return None
-    both, one, other = pairs
-    rest = (1 - one**2) * (1 - other**2)  # type: ignore[operator]
-    return None if rest < 1e-9 else float((both - one * other) / np.sqrt(rest))  # type: ignore[operator]
+    rest = (1 - one**2) * (1 - other**2)
+    return None if rest < 1e-9 else float((both - one * other) / np.sqrt(rest))
 
 
 def correlate(gate: np.ndarray, energy: np.ndarray, words: tuple[np.ndarray, np.ndarray] | None) -> dict[str, float]:

@@ -18,7 +18,7 @@ import torch
 
 from ..audio import load_audio, read_blocks
 from ..modeling_jepa_daam import MAX_CHUNKS_PER_BATCH
-from ..salience import GateRecorder
+from ..salience import recorded_gates
 from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .shard import Row
 from .sources import Recording
@@ -76,7 +76,7 @@ def tokenize_recordings(
     ahead = _Ahead(_chunks(recordings, pending, rate, chunk_samples, on_progress))
     with torch.inference_mode(), _one_thread() if alone else contextlib.nullcontext(), ahead as chunks:
         for batch in _batches(chunks, alone):
-            with GateRecorder(model) if salience else contextlib.nullcontext() as gates:
+            with recorded_gates(model, salience) as gates:
                 sequences = model.waveforms_to_ids([torch.from_numpy(samples) for _, _, samples in batch])
             for (position, number, samples), ids in zip(batch, sequences, strict=True):
                 pending[position].tokens[number] = np.array(ids, np.uint16)
@@ -90,10 +90,8 @@ def tokenize_recordings(
         if each.reason is not None:
             rejections.append(Rejection(recording.id, each.reason))
             continue
-        tokens, frames = (
-            np.concatenate([chunks[number] for number in range(len(chunks))]) if chunks else None
-            for chunks in (each.tokens, each.salience)
-        )
+        tokens = np.concatenate([each.tokens[number] for number in range(len(each.tokens))])
+        frames = np.concatenate([each.salience[number] for number in range(len(each.tokens))]) if salience else None
         duration_s = each.num_samples / rate
         rows.append(
             Row(

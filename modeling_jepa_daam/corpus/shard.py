@@ -189,7 +189,9 @@ def read_rows(path: str | os.PathLike) -> tuple[list[Row], list[bytes], dict]:
         raise ValueError(f"{path}: not a shard of tokens: its columns are {', '.join(table.column_names)}")
     names = ("id", "num_samples", "duration_s", "source", "speaker", "text")
     values = zip(*(table.column(name).to_pylist() for name in names), strict=True)
-    salience = read_salience(table) if GATES_KEY in facts else [None] * table.num_rows
+    salience: Sequence[np.ndarray | None] = [None] * table.num_rows
+    if GATES_KEY in facts:
+        salience = read_salience(table)
     rows = [
         Row(identity, tokens, *others, frames)
         for tokens, frames, (identity, *others) in zip(read_tokens(table), salience, values, strict=True)

@@ -308,7 +308,7 @@ def plot(
         samples = np.concatenate(blocks)
         output.parent.mkdir(parents=True, exist_ok=True)
         if salience:
-            frames = tokenizer.salience(samples, rate)
+            frames = np.asarray(tokenizer.salience(samples, rate))
             plot_salience(output, audio.name, rate, tokenizer.hop_length, samples, frames)
         else:
             ids = tokenizer(samples, rate)["input_ids"]

@@ -81,8 +81,8 @@ def tokenize_recordings(
             for (position, number, samples), ids in zip(batch, sequences, strict=True):
                 pending[position].tokens[number] = np.array(ids, np.uint16)
                 if gates is not None:
-                    frames = gates.take(len(ids) // tokenizer.tokens_per_frame).numpy()
-                    pending[position].salience[number] = frames.astype(np.float16)
+                    taken = gates.take(len(ids) // tokenizer.tokens_per_frame).numpy()
+                    pending[position].salience[number] = taken.astype(np.float16)
                 on_progress(len(samples) / rate, 0, 0)
     rows, rejections = [], []
     for each in pending:

@@ -579,12 +579,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         Raises:
             ImportError: If datasets is not installed.
         """
-        try:
-            from datasets import Features, List, Value
-        except ImportError as error:
-            raise ImportError("`features` needs datasets: pip install datasets") from error
-        bits = 16 if self.vocab_size <= 2**16 else 64
-        return Features({"input_ids": List(Value(f"uint{bits}")), "num_samples": Value("int64")})
+        return self._features(salience=False)
 
     @property
     def salience_features(self):
@@ -593,10 +588,18 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         Raises:
             ImportError: If datasets is not installed.
         """
-        features = self.features
-        from datasets import Features, List, Value
+        return self._features(salience=True)
 
-        return Features({**features, "salience": List(List(Value("float32")))})
+    def _features(self, salience: bool):
+        try:
+            from datasets import Features, List, Value
+        except ImportError as error:
+            raise ImportError("`features` needs datasets: pip install datasets") from error
+        bits = 16 if self.vocab_size <= 2**16 else 64
+        columns = {"input_ids": List(Value(f"uint{bits}")), "num_samples": Value("int64")}
+        if salience:
+            columns["salience"] = List(List(Value("float32")))
+        return Features(columns)
 
     # Ids to audio
 

@@ -193,7 +193,7 @@ def read_rows(path: str | os.PathLike) -> tuple[list[Row], list[bytes], dict]:
     if GATES_KEY in facts:
         salience = read_salience(table)
     rows = [
-        Row(identity, tokens, *others, salience=frames)
-        for tokens, frames, (identity, *others) in zip(read_tokens(table), salience, values, strict=True)
+        Row(tokens=tokens, salience=frames, **dict(zip(names, others, strict=True)))
+        for tokens, frames, others in zip(read_tokens(table), salience, values, strict=True)
     ]
     return rows, table.column("digest").to_pylist(), facts

@@ -234,6 +234,22 @@ def load_audio(audio: Any, sampling_rate: int | None, to_rate: int, name: str = 
     return resampled
 
 
+def levels_db(samples: np.ndarray, hop_length: int) -> np.ndarray:
+    """Energy over time: root mean square of every `hop_length` samples, in dB of full scale, at least -100.
+
+    Args:
+        samples: `(samples,)`, float; the last value may be of fewer than `hop_length`.
+        hop_length: Samples a value.
+
+    Returns:
+        `(ceil(samples / hop_length),)`, float64.
+    """
+    power = samples.astype(np.float64) ** 2
+    starts = np.arange(0, len(samples), hop_length)
+    means = np.add.reduceat(power, starts) / np.diff([*starts, len(samples)])
+    return 10 * np.log10(np.maximum(means, 1e-10))
+
+
 def file_source(audio: Any, name: str = "audio") -> Any:
     """The path or bytes of `audio` if it is a file or an undecoded `datasets` example, else `None`."""
     if isinstance(audio, (str, os.PathLike, bytes, bytearray)):

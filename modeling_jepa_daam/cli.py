@@ -36,6 +36,7 @@ from .cli_common import (
 )
 from .corpus.command import tokenize_corpus_command
 from .modeling_jepa_daam import JepaDaamModel
+from .salience import daam_gates
 from .token_file import TokenFileError, read_token_file, write_token_file
 
 AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"})
@@ -282,12 +283,15 @@ def plot(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")],
     model: ModelOption = str(SHIPPED_MODEL),
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds from the start that are drawn.")] = 30.0,
+    salience: Annotated[
+        bool, typer.Option("--salience", help="Draw the gates in each frame under waveform and energy, instead.")
+    ] = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Draw waveform, both spectrograms, tokens and DAAM gates of a recording."""
     try:
-        from .plotting import daam_gates, plot_recording
+        from .plotting import plot_recording, plot_salience
     except ImportError as error:
         raise fail(f"plotting needs matplotlib: pip install matplotlib ({error})") from error
     if not audio.is_file():
@@ -302,12 +306,16 @@ def plot(
             if taken >= limit:
                 break
         samples = np.concatenate(blocks)
-        ids = tokenizer(samples, rate)["input_ids"]
-        reconstruction = tokenizer.decode_audio(ids, num_samples=len(samples))
-        tokens = np.reshape(ids, (-1, tokenizer.tokens_per_frame)).T
-        gates = daam_gates(tokenizer.model, samples)
         output.parent.mkdir(parents=True, exist_ok=True)
-        plot_recording(output, audio.name, rate, tokenizer.hop_length, samples, reconstruction, tokens, gates)
+        if salience:
+            frames = np.asarray(tokenizer.salience(samples, rate))
+            plot_salience(output, audio.name, rate, tokenizer.hop_length, samples, frames)
+        else:
+            ids = tokenizer(samples, rate)["input_ids"]
+            reconstruction = tokenizer.decode_audio(ids, num_samples=len(samples))
+            tokens = np.reshape(ids, (-1, tokenizer.tokens_per_frame)).T
+            gates = daam_gates(tokenizer.model, samples)
+            plot_recording(output, audio.name, rate, tokenizer.hop_length, samples, reconstruction, tokens, gates)
     except (OSError, ValueError) as error:
         errors.print(f"failed: {audio}: {error}", style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_SOME_FAILED) from error

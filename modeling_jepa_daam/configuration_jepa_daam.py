@@ -214,6 +214,12 @@ class JepaDaamConfig(PreTrainedConfig):
         return self.frame_rate * sum(math.log2(level) for level in self.levels)
 
     @property
+    def num_encoder_gates(self) -> int:
+        """DAAM gates of the encoder: one a convolutional stage, one a Conformer block, where they have any."""
+        stages = len(self.downsampling_ratios) - self.encoder_stft_stages
+        return stages * self.daam_in_encoder + self.num_hidden_layers * self.daam_in_conformer
+
+    @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ when the architecture, the quantizer or the packing differs."""
         shape = {name: getattr(self, name) for name in _DIGEST_KEYS} | {"fsq_levels": self.levels}

@@ -1,39 +1,19 @@
-"""One picture of a recording, its tokens, its gates and its reconstruction."""
+"""Pictures of a recording: its tokens, its gates and its reconstruction; its salience."""
 
 import itertools
 import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from .audio import levels_db
 from .files import replacing
-from .modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamModel
 
 GATE_COLUMNS = 500
-
-
-@torch.inference_mode()
-def daam_gates(model: JepaDaamModel, samples: np.ndarray) -> list[np.ndarray]:
-    """Gates of a recording as the tokenizer computes them, chunk by chunk.
-
-    Args:
-        model: The codec.
-        samples: `(samples,)`, float32, at the model's rate.
-
-    Returns:
-        Gate of every DAAM module of the encoder, each `(time,)`, float32, at its own rate.
-    """
-    with torch.device("meta"):
-        encoder_model = JepaDaamEncoderModel(model.config).eval()
-    encoder_model.encoder = model.encoder
-    waveform = torch.from_numpy(samples).to(model.device)
-    chunks = waveform.split(model.config.chunk_frames * model.config.hop_length)
-    gates = [encoder_model(chunk[None, None], output_daam_gates=True).daam_gates or () for chunk in chunks]
-    return [torch.cat(parts, dim=-1)[0].float().cpu().numpy() for parts in zip(*gates, strict=True)]
+LEVELS_HZ = 50  # of the energy contour
 
 
 def plot_recording(
@@ -98,6 +78,46 @@ def plot_recording(
     axes[4].set_xlabel("time (s)")
     axes[4].set_title("DAAM gates G(x), local means", loc="left")
     axes[4].set_xlim(0, duration_s)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+def plot_salience(
+    path: str | os.PathLike,
+    title: str,
+    sampling_rate: int,
+    hop_length: int,
+    samples: np.ndarray,
+    salience: np.ndarray,
+) -> None:
+    """Draw waveform with its energy, and below it the salience of each gate, over one time axis, and write a PNG.
+
+    Args:
+        path: Where to.
+        title: Title of the picture.
+        sampling_rate: Rate (Hz) of the waveform.
+        hop_length: Samples a frame.
+        samples: `(samples,)`, float32.
+        salience: `(frames, gates)`, of `JepaAudioTokenizer.salience`.
+    """
+    duration_s, frames, gates = len(samples) / sampling_rate, *salience.shape
+    figure = Figure(figsize=(12, 3 + 1.5 * gates), layout="constrained")
+    axes = figure.subplots(1 + gates, 1, sharex=True, height_ratios=(2, *[1] * gates))
+    figure.suptitle(title, parse_math=False)
+    axes[0].plot(np.arange(len(samples)) / sampling_rate, samples, linewidth=0.4, color="black")
+    axes[0].set_ylabel("amplitude")
+    level_hop = sampling_rate // LEVELS_HZ
+    levels = levels_db(samples, level_hop)
+    energy = axes[0].twinx()
+    energy.plot((np.arange(len(levels)) + 0.5) * level_hop / sampling_rate, levels, color="tab:orange")
+    energy.set_ylabel("energy (dB of full scale)", color="tab:orange")
+    edges = np.arange(frames + 1) * hop_length / sampling_rate
+    for number, axis in enumerate(axes[1:]):
+        axis.stairs(salience[:, number], edges, fill=True, color="tab:blue")
+        axis.set_ylabel(f"gate {number + 1}")
+    axes[1].set_title("salience: mean of each DAAM gate G(x) in each frame", loc="left")
+    axes[-1].set_xlabel("time (s)")
+    axes[-1].set_xlim(0, duration_s)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 

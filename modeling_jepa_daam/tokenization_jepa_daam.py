@@ -19,6 +19,7 @@ from .framing import check_integer, num_frames
 from .model_cache import cached_model, codec_digest
 from .modeling_jepa_daam import JepaDaamModel
 from .packing import check_tokens, group_levels, group_vocabulary_sizes, pack_frames, repeat_levels, unpack_frames
+from .salience import GateRecorder, recorded_gates
 from .streaming import AudioTokenStream
 
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
@@ -414,7 +415,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             )
         batch = JepaDaamFeatureExtractor.as_batch(audio, "audio")
         single = len(batch) == 1 and batch[0] is audio
-        sequences = [ids for ids, _ in self._encode_batch(batch, [sampling_rate] * len(batch))]
+        sequences = [ids for ids, _, _ in self._encode_batch(batch, [sampling_rate] * len(batch))]
         if room is not None:
             sequences = [ids[: room - room % self.tokens_per_frame] for ids in sequences]
         if add_special_tokens:
@@ -424,15 +425,23 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
 
     @torch.inference_mode()
     def _encode_batch(
-        self, batch: list, sampling_rates: Sequence[int | None], place: str = ""
-    ) -> list[tuple[list[int], int]]:
-        """Ids and number of samples of each recording; `place` begins what is said of one that cannot be read."""
-        encoded: list[tuple[list[int], int]] = [([], 0) for _ in batch]
+        self, batch: list, sampling_rates: Sequence[int | None], place: str = "", salience: bool = False
+    ) -> list[tuple[list[int], int, np.ndarray | None]]:
+        """Ids, number of samples and salience, if wanted, of each recording.
+
+        `place` begins what is said of a recording that cannot be read.
+        """
+        encoded: list[tuple[list[int], int, np.ndarray | None]] = [([], 0, None) for _ in batch]
         pending: dict[int, Tensor] = {}
 
+        def taken(gates: GateRecorder | None, ids: list[int]) -> np.ndarray | None:
+            return None if gates is None else gates.take(len(ids) // self.tokens_per_frame).numpy()
+
         def encode_pending() -> None:
-            for position, ids in zip(pending, self.model.waveforms_to_ids(list(pending.values())), strict=True):
-                encoded[position] = (ids, len(pending[position]))
+            with recorded_gates(self.model, salience) as gates:
+                sequences = self.model.waveforms_to_ids(list(pending.values()))
+            for position, ids in zip(pending, sequences, strict=True):
+                encoded[position] = (ids, len(pending[position]), taken(gates, ids))
             pending.clear()
 
         on_cpu = torch.device(self._device).type == "cpu"
@@ -440,7 +449,9 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             try:
                 source = file_source(audio)
                 if source is not None and on_cpu:
-                    encoded[position] = self.encode_file(source)
+                    with recorded_gates(self.model, salience) as gates:
+                        ids, num_samples = self.encode_file(source)
+                    encoded[position] = (ids, num_samples, taken(gates, ids))
                 else:
                     pending[position] = torch.from_numpy(load_audio(audio, sampling_rate, self.sampling_rate))
             except (ValueError, TypeError, FileNotFoundError) as error:
@@ -479,14 +490,37 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         """
         return AudioTokenStream(self, sampling_rate)
 
+    def salience(self, audio: Any, sampling_rate: int | None = None) -> np.ndarray | list[np.ndarray]:
+        """How high the encoder's DAAM gates are in each frame, while the recording is turned into tokens.
+
+        Args:
+            audio: A recording or a list of recordings, as for `__call__`.
+            sampling_rate: Rate (Hz) of arrays, any; files and `datasets` examples carry theirs.
+
+        Returns:
+            `(frames, gates)`, float32, positive, one value for every gate of the encoder in signal order: the mean
+            over the frame of each (see `GateRecorder`); a list of them for a batch.
+
+        Raises:
+            ValueError: If the model has no gates, or as `__call__`.
+            TypeError, FileNotFoundError: As `__call__`.
+        """
+        if sampling_rate is not None:
+            sampling_rate = check_sampling_rate(sampling_rate)
+        batch = JepaDaamFeatureExtractor.as_batch(audio, "audio")
+        saliences: Any = [row for _, _, row in self._encode_batch(batch, [sampling_rate] * len(batch), salience=True)]
+        return saliences[0] if len(batch) == 1 and batch[0] is audio else saliences
+
     # Datasets to ids
 
     @property
     def tokenize_batch(self) -> Callable[..., dict[str, list]]:
         """The function to map over a `datasets` dataset: `dataset.map(tokenizer.tokenize_batch, batched=True, ...)`.
 
-        It takes a batch of rows and `audio_column`, `sampling_rate` (both through `fn_kwargs`, both may be missing)
-        and returns columns `input_ids` and `num_samples` (length at the model's rate), whose types are `features`.
+        It takes a batch of rows and `audio_column`, `sampling_rate`, `salience` (all through `fn_kwargs`, all may be
+        missing) and returns columns `input_ids` and `num_samples` (length at the model's rate), whose types are
+        `features`; with `salience=True` a column `salience`, too, as the method of this name has it, and
+        `salience_features`.
         The audio may be anything that `__call__` takes. A column of type `Audio` is not decoded by `datasets`, so that
         no torchcodec is needed; streams need `cast_column(column, Audio(decode=False))` for that.
 
@@ -497,7 +531,11 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         return self._tokenize_batch
 
     def _tokenize_batch(
-        self, batch: Mapping[str, Any], audio_column: str | None = None, sampling_rate: int | None = None
+        self,
+        batch: Mapping[str, Any],
+        audio_column: str | None = None,
+        sampling_rate: int | None = None,
+        salience: bool = False,
     ) -> dict[str, list]:
         """Tokenize rows of a dataset; see `tokenize_batch`.
 
@@ -505,9 +543,11 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             batch: Columns by name.
             audio_column: The column with the recordings; if `None`, the first of `AUDIO_COLUMNS` that is there.
             sampling_rate: Rate (Hz) of arrays; if `None`, that of a column `sampling_rate`, if there is one.
+            salience: Whether to add the column `salience`, `(frames, gates)` a row.
 
         Raises:
-            ValueError: If there is no such column, or a recording cannot be read: names its place in the batch.
+            ValueError: If there is no such column, or a recording cannot be read: names its place in the batch; if
+                `salience` is wanted of a model without gates.
             TypeError: If `batch` is no mapping.
         """
         if not isinstance(batch, Mapping):
@@ -523,8 +563,14 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             rates = [check_sampling_rate(rate) for rate in batch["sampling_rate"]]
         else:
             rates *= len(recordings)
-        encoded = self._encode_batch(recordings, rates, f"`batch`: recording {{}} of column {column}: ")
-        return {"input_ids": [ids for ids, _ in encoded], "num_samples": [length for _, length in encoded]}
+        encoded = self._encode_batch(recordings, rates, f"`batch`: recording {{}} of column {column}: ", salience)
+        columns: dict[str, list] = {
+            "input_ids": [ids for ids, _, _ in encoded],
+            "num_samples": [length for _, length, _ in encoded],
+        }
+        if salience:
+            columns["salience"] = [frames for _, _, frames in encoded]
+        return columns
 
     @property
     def features(self):
@@ -533,12 +579,27 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         Raises:
             ImportError: If datasets is not installed.
         """
+        return self._features(salience=False)
+
+    @property
+    def salience_features(self):
+        """Types of the columns that `tokenize_batch` makes with `salience=True`: `features`, and `salience`.
+
+        Raises:
+            ImportError: If datasets is not installed.
+        """
+        return self._features(salience=True)
+
+    def _features(self, salience: bool):
         try:
             from datasets import Features, List, Value
         except ImportError as error:
             raise ImportError("`features` needs datasets: pip install datasets") from error
         bits = 16 if self.vocab_size <= 2**16 else 64
-        return Features({"input_ids": List(Value(f"uint{bits}")), "num_samples": Value("int64")})
+        columns = {"input_ids": List(Value(f"uint{bits}")), "num_samples": Value("int64")}
+        if salience:
+            columns["salience"] = List(List(Value("float32")))
+        return Features(columns)
 
     # Ids to audio
 

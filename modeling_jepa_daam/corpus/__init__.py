@@ -6,6 +6,6 @@ reads, verifies and decodes what came out. Nothing here is needed by a model: Hu
 """
 
 from .finished import Manifest, read_manifest, shard_paths
-from .shard import read_tokens
+from .shard import read_salience, read_tokens
 
-__all__ = ["Manifest", "read_manifest", "read_tokens", "shard_paths"]
+__all__ = ["Manifest", "read_manifest", "read_salience", "read_tokens", "shard_paths"]

@@ -77,6 +77,9 @@ def tokenize_corpus_command(
     split: Annotated[str, typer.Option(help="Split of a dataset.")] = "train",
     shard_mb: Annotated[float, typer.Option(min=0.001, help="Megabytes of sound files that fill a shard.")] = 500.0,
     row_groups: Annotated[int, typer.Option(min=1, help="Row groups of a dataset that fill a shard.")] = 8,
+    salience: Annotated[
+        bool, typer.Option("--salience", help="Add a column with the encoder's gates in each frame.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Check a finished corpus.")] = False,
     decode: Annotated[int, typer.Option(min=0, metavar="N", help="Turn N rows of a finished corpus into sound.")] = 0,
     decode_to: Annotated[Path | None, typer.Option(help="Folder for that sound; OUT/decoded by default.")] = None,
@@ -107,6 +110,7 @@ def tokenize_corpus_command(
             dtype.value,
             int(shard_mb * 1e6),
             row_groups,
+            salience,
         )
         meters = Meters()
         with _Display(meters) as display:

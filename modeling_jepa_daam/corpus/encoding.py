@@ -18,6 +18,7 @@ import torch
 
 from ..audio import load_audio, read_blocks
 from ..modeling_jepa_daam import MAX_CHUNKS_PER_BATCH
+from ..salience import recorded_gates
 from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .shard import Row
 from .sources import Recording
@@ -43,6 +44,7 @@ class _Pending:
 
     recording: Recording
     tokens: dict[int, np.ndarray] = field(default_factory=dict)  # by chunk
+    salience: dict[int, np.ndarray] = field(default_factory=dict)
     num_samples: int = 0
     reason: str | None = None
 
@@ -51,6 +53,7 @@ def tokenize_recordings(
     recordings: Iterable[Recording],
     tokenizer: JepaAudioTokenizer,
     on_progress: Callable[[float, int, int], None] = lambda seconds, size, rejected: None,
+    salience: bool = False,
 ) -> tuple[list[Row], list[Rejection]]:
     """Turn recordings into rows, in their order.
 
@@ -58,6 +61,7 @@ def tokenize_recordings(
         recordings: Of `sources.open_recordings`; read ahead in a thread.
         tokenizer: The tokenizer; its model's device decides about batches.
         on_progress: Told of what is done: seconds of audio, bytes of sound files, recordings that were rejected.
+        salience: Whether rows have it.
 
     Returns:
         Rows, and the recordings that cannot be read or are empty.
@@ -72,9 +76,13 @@ def tokenize_recordings(
     ahead = _Ahead(_chunks(recordings, pending, rate, chunk_samples, on_progress))
     with torch.inference_mode(), _one_thread() if alone else contextlib.nullcontext(), ahead as chunks:
         for batch in _batches(chunks, alone):
-            sequences = model.waveforms_to_ids([torch.from_numpy(samples) for _, _, samples in batch])
+            with recorded_gates(model, salience) as gates:
+                sequences = model.waveforms_to_ids([torch.from_numpy(samples) for _, _, samples in batch])
             for (position, number, samples), ids in zip(batch, sequences, strict=True):
                 pending[position].tokens[number] = np.array(ids, np.uint16)
+                if gates is not None:
+                    taken = gates.take(len(ids) // tokenizer.tokens_per_frame).numpy()
+                    pending[position].salience[number] = taken.astype(np.float16)
                 on_progress(len(samples) / rate, 0, 0)
     rows, rejections = [], []
     for each in pending:
@@ -83,6 +91,7 @@ def tokenize_recordings(
             rejections.append(Rejection(recording.id, each.reason))
             continue
         tokens = np.concatenate([each.tokens[number] for number in range(len(each.tokens))])
+        frames = np.concatenate([each.salience[number] for number in range(len(each.tokens))]) if salience else None
         duration_s = each.num_samples / rate
         rows.append(
             Row(
@@ -93,6 +102,7 @@ def tokenize_recordings(
                 recording.source,
                 recording.speaker,
                 recording.text,
+                frames,
             )
         )
     return rows, rejections

@@ -179,6 +179,8 @@ def _verify_shard(corpus: Path, record: ShardRecord, manifest: Manifest, seen: s
             yield f"{row.id}: {len(row.tokens)} tokens do not fit {row.num_samples} samples"
         elif not (row.tokens.reshape(-1, len(values)) < values).all():
             yield f"{row.id}: a token is out of range"
+        if row.salience is not None and not _is_salience(row.salience, num_frames(row.num_samples, hop)):
+            yield f"{row.id}: its salience does not fit {row.num_samples} samples, or is no density"
         identity = hashlib.sha256(row.id.encode()).digest()[:12]
         if identity in seen:
             yield f"{row.id}: comes more than once"
@@ -186,6 +188,10 @@ def _verify_shard(corpus: Path, record: ShardRecord, manifest: Manifest, seen: s
     counts = (len(rows), sum(len(row.tokens) for row in rows), sum(row.num_samples for row in rows))
     if counts != (record.rows, record.tokens, record.num_samples):
         yield f"its counts of rows, tokens and samples are {counts}"
+
+
+def _is_salience(values: np.ndarray, frames: int) -> bool:
+    return len(values) == frames and bool((np.isfinite(values) & (values >= 0)).all())
 
 
 def decode_sample(

@@ -38,7 +38,7 @@ from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .encoding import tokenize_recordings
 from .finished import FORMAT, MANIFEST, REJECTED, Manifest, ShardRecord, read_manifest, shard_name
 from .plan import Plan, PlannedShard, read_entries, write_plan
-from .shard import MAX_VOCABULARY, pyarrow, write_shard
+from .shard import GATES_KEY, MAX_VOCABULARY, pyarrow, write_shard
 from .sources import Source, dataset_digest, list_entries, open_recordings
 
 WORK, SETTINGS, PLAN, ENTRIES, DONE = ".work", "settings.json", "plan.json", "plan.jsonl", "done"
@@ -60,6 +60,7 @@ class CorpusJob:
         dtype: Precision of the model.
         shard_bytes: Bytes of sound files that fill a shard.
         parts_per_shard: Row groups of a dataset that fill a shard.
+        salience: Whether shards have the column `salience`: the encoder's gates in each frame.
     """
 
     source: Source
@@ -69,6 +70,7 @@ class CorpusJob:
     dtype: str = "float32"
     shard_bytes: int = 500_000_000
     parts_per_shard: int = 8
+    salience: bool = False
 
 
 class Meters:
@@ -153,6 +155,8 @@ def _settings(job: CorpusJob) -> dict:
     config = JepaDaamConfig.from_pretrained(tokenizer.codec_reference, revision=tokenizer.codec_revision or "main")
     if config.vocab_size > MAX_VOCABULARY:
         raise ValueError(f"`model`: its {config.vocab_size} ids do not fit 16 bits")
+    if job.salience and config.num_encoder_gates == 0:
+        raise ValueError("`salience`: the model's encoder has no DAAM gates")
     corpus: dict[str, Any] = {"format": job.source.format}
     if job.source.format == "dataset":
         corpus |= {
@@ -174,6 +178,7 @@ def _settings(job: CorpusJob) -> dict:
             "token_values": group_vocabulary_sizes(config.levels, config.group_size),
             "device": job.device,
             "dtype": job.dtype,
+            **({GATES_KEY: config.num_encoder_gates} if job.salience else {}),
         },
         "corpus": corpus,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -243,7 +248,7 @@ class ShardWorker:
             self._tokenizer = JepaAudioTokenizer.from_pretrained(self.job.model).to(self.device, self.job.dtype)
         output, shard = Path(self.job.output), self.plan.shards[index]
         recordings = open_recordings(self.job.source, read_entries(output / WORK / ENTRIES, shard))
-        rows, rejections = tokenize_recordings(recordings, self._tokenizer, self.on_progress)
+        rows, rejections = tokenize_recordings(recordings, self._tokenizer, self.on_progress, self.job.salience)
         path = output / shard_name(index, len(self.plan.shards))
         path.parent.mkdir(exist_ok=True)
         _remove_leftovers(path.parent, path.name)

@@ -18,7 +18,8 @@ demo: $(VENV)/.installed
 	$(BIN)/jepa-audio encode $(SAMPLE) --output demo --overwrite
 	$(BIN)/jepa-audio decode demo/$(notdir $(SAMPLE:.flac=.jepa)) --output demo --overwrite
 	$(BIN)/jepa-audio plot $(SAMPLE) --output demo/$(notdir $(SAMPLE:.flac=.png))
-	$(BIN)/jepa-audio evaluate $(SAMPLE) --system $(MODEL) --judges pitch,opinion --output demo/evaluation
+	$(BIN)/jepa-audio evaluate $(dir $(SAMPLE)) --system $(MODEL) --judges pitch,opinion --output demo/evaluation
+	@grep '^|' demo/evaluation/report.md | head -9
 	@ls -l demo
 
 test: check

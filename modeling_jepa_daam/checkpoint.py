@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .configuration_jepa_daam import JepaDaamConfig
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
@@ -67,15 +67,3 @@ def make_untrained_checkpoint(config: JepaDaamConfig, folder: str | os.PathLike,
         model = JepaDaamModel(config)
     model.config.untrained_seed = seed
     return save_checkpoint(model, folder)
-
-
-def weights_sha256(tokenizer: JepaAudioTokenizer) -> str:
-    """SHA-256 of the weights behind a tokenizer.
-
-    Raises:
-        OSError: If there are none.
-    """
-    revision = tokenizer.codec_revision or "main"
-    weights = cached_file(tokenizer.codec_reference, SAFE_WEIGHTS_NAME, revision=revision)
-    assert weights is not None  # it raises where there are none
-    return sha256_of(weights)

@@ -31,7 +31,7 @@ SYSTEMS = {
     "original": ("original", 1.0, 0.1),
     "small": ("jepa:{checkpoint}", 0.8, 0.3),
     "codec2": ("codec2:700C", 0.7, 0.5),
-    "dred": ("folder:../shared/rivals/eval_opus_dred_q8:627:20ms", 0.83, 0.4),
+    "dred": ("folder:../recordings/rivals/eval_opus_dred_q8:627:20ms", 0.83, 0.4),
     "other": ("jepa:elsewhere", 0.99, 0.1),
 }
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .resampling import resample
+
 QUIET = 1e-3  # peak of a clip that is silence
 SIZE_STEP = 480  # samples; the FFT of a multiple is quick
 
@@ -45,7 +47,7 @@ def change_speed(
     size = samples.shape[-1] + -samples.shape[-1] % SIZE_STEP
     target = SIZE_STEP * max(1, round(size / SIZE_STEP / draw(*speed, 1, generator).item()))
     ratio = target / size
-    resampled = ratio * torch.fft.irfft(torch.fft.rfft(samples, n=size), n=target)
+    resampled = resample(samples, size, target)
     lengths = (lengths * ratio).ceil().long()
     valid = torch.arange(target, device=samples.device) < lengths[:, None]
     return (resampled * valid)[:, : int(lengths.max())], lengths, bandwidth_hz / ratio

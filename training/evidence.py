@@ -29,13 +29,6 @@ SPEED = ("speed/batches_per_s", "speed/audio_hours_per_hour")
 SIGNIFICANT_DIGITS = 6  # of logs
 
 
-def write_json(path: Path, content: Any) -> Path:
-    """Write JSON with indentation, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return path
-
-
 def portable_path(path: str) -> str:
     """What others have of a path, too: from a folder of ours on, or its last name."""
     parts = Path(path).parts

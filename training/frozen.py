@@ -1,6 +1,5 @@
 """Models as a checkpoint folder has them, or untrained ones of its configuration, to measure and not to train."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from modeling_jepa_daam import JepaDaamConfig
+from modeling_jepa_daam.files import sha256_of
 from modeling_jepa_daam.modeling_jepa_daam import JepaDaamPreTrainedModel
 
 Model = TypeVar("Model", bound=JepaDaamPreTrainedModel)
@@ -40,8 +40,7 @@ def load_frozen(model_class: type[Model], folder: str | Path, seed: int | None =
 
 def described(folder: str | Path) -> str:
     """A checkpoint for the head of a report: its folder, and how the digest of its weights begins."""
-    with (Path(folder) / "model.safetensors").open("rb") as weights:
-        return f"`{folder}` (SHA-256 of its weights begins {hashlib.file_digest(weights, 'sha256').hexdigest()[:12]})"
+    return f"`{folder}` (SHA-256 of its weights begins {sha256_of(Path(folder) / 'model.safetensors')[:12]})"
 
 
 def frozen_by_name(

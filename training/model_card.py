@@ -23,7 +23,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
 from modeling_jepa_daam import JepaDaamConfig
-from modeling_jepa_daam.files import replacing, sha256_of
+from modeling_jepa_daam.files import replacing, sha256_of, write_json
 
 from .bars import BY_NAME, CLEAN_SET, judge
 from .disjoint import Recordings, common_speakers, digests_of, speakers_of
@@ -35,7 +35,6 @@ from .evidence import (
     portable_path,
     this_machine,
     token_digests,
-    write_json,
     write_log,
 )
 from .markdown import markdown_table

@@ -10,6 +10,8 @@ from transformers.audio_utils import mel_filter_bank
 
 from modeling_jepa_daam.framing import lengths_to_mask
 
+from .resampling import resample
+
 RATE, FFT_SIZE, HOP_LENGTH = 16000, 400, 160  # of Whisper's spectrograms
 LOG_RANGE = 8.0  # decades below the loudest that it looks at
 
@@ -60,9 +62,7 @@ class WhisperTeacher(nn.Module):
     def log_mel(self, samples: Tensor, sampling_rate: int) -> Tensor:
         """Whisper's input: `(batch, bands, frames)`, an even number of frames, 100 a second."""
         size = math.ceil(samples.shape[-1] / sampling_rate * 50) * sampling_rate // 50
-        spectrum = torch.fft.rfft(samples.float(), n=size)
-        target = size * RATE // sampling_rate
-        resampled = torch.fft.irfft(spectrum[:, : target // 2 + 1], n=target) * (target / size)
+        resampled = resample(samples.float(), size, size * RATE // sampling_rate)
         window = torch.hann_window(FFT_SIZE, device=samples.device)
         stft = torch.stft(resampled, FFT_SIZE, HOP_LENGTH, window=window, return_complex=True)[..., :-1]
         power = stft.real.square() + stft.imag.square()

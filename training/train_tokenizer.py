@@ -142,14 +142,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
             with accelerator.accumulate(model, judges):
                 result = model(samples, lengths, window_frames, generator, halfway)
                 if halfway:
-                    gain = config.data.gain_above_bandwidth
-                    spectral = (result.generated, result.real, rate, result.lengths, bandwidth_hz, gain)
-                    losses = {"spectrogram": spectrogram_loss(*spectral)}
-                    if teacher is not None and result.semantic is not None:
-                        taught = teacher(result.real, rate)
-                        losses["semantic"] = semantic_loss(
-                            result.semantic, taught, result.lengths, result.real.shape[1]
-                        )
+                    losses = halfway_losses(result, bandwidth_hz, config, rate, teacher)
                 else:
                     real, generated = (
                         shape_bandwidth(waveform, bandwidth_hz, rate, config.data.gain_above_bandwidth)
@@ -331,6 +324,19 @@ def reconstruction_losses(
         losses |= stft_losses(*spectral)
     if weights.mel > 0.0:
         losses["mel"] = mel_loss(*spectral)
+    return losses
+
+
+def halfway_losses(
+    result: CodecResult, bandwidth_hz: Tensor, config: CodecConfig, sampling_rate: int, teacher: WhisperTeacher | None
+) -> dict[str, Tensor]:
+    """Unweighted losses of the warm start: of predicted spectrograms, and of what a teacher would make of them."""
+    gain = config.data.gain_above_bandwidth
+    spectral = (result.generated, result.real, sampling_rate, result.lengths, bandwidth_hz, gain)
+    losses = {"spectrogram": spectrogram_loss(*spectral)}
+    if teacher is not None and result.semantic is not None:
+        taught = teacher(result.real, sampling_rate)
+        losses["semantic"] = semantic_loss(result.semantic, taught, result.lengths, result.real.shape[1])
     return losses
 
 

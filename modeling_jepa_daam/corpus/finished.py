@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..audio import write_audio
-from ..checkpoint import weights_sha256
-from ..files import sha256_of
+from ..files import sha256_of, weights_sha256
 from ..framing import num_frames
 from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .shard import read_rows, row_digest
@@ -231,5 +230,6 @@ def decode_sample(
 
 def _check_model(tokenizer: JepaAudioTokenizer, manifest: Manifest) -> None:
     made = manifest.settings["model"]["weights_sha256"]
-    if weights_sha256(tokenizer) != made:
+    revision = tokenizer.codec_revision or "main"
+    if weights_sha256(tokenizer.codec_reference, revision=revision) != made:
         raise ValueError(f"`model`: not the checkpoint that made the corpus, whose weights' SHA-256 is {made}")

@@ -29,9 +29,8 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from ..checkpoint import weights_sha256
 from ..configuration_jepa_daam import JepaDaamConfig
-from ..files import replacing, sha256_of
+from ..files import replacing, sha256_of, weights_sha256, write_json
 from ..packing import group_vocabulary_sizes
 from ..processes import run_in_processes
 from ..tokenization_jepa_daam import JepaAudioTokenizer
@@ -132,8 +131,8 @@ def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:
             entries.unlink()
         else:
             (work / DONE).mkdir(exist_ok=True)
-            _write_json(work / PLAN, plan.to_dict())
-            _write_json(work / SETTINGS, settings)
+            write_json(work / PLAN, plan.to_dict())
+            write_json(work / SETTINGS, settings)
     else:
         while _known_settings(output) is None:
             time.sleep(POLL_S)
@@ -152,7 +151,8 @@ def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:
 def _settings(job: CorpusJob) -> dict:
     """All that decides what the shards hold; the digest of the list of recordings is still missing."""
     tokenizer = JepaAudioTokenizer.from_pretrained(job.model)
-    config = JepaDaamConfig.from_pretrained(tokenizer.codec_reference, revision=tokenizer.codec_revision or "main")
+    reference, revision = tokenizer.codec_reference, tokenizer.codec_revision or "main"
+    config = JepaDaamConfig.from_pretrained(reference, revision=revision)
     if config.vocab_size > MAX_VOCABULARY:
         raise ValueError(f"`model`: its {config.vocab_size} ids do not fit 16 bits")
     if job.salience and config.num_encoder_gates == 0:
@@ -171,7 +171,7 @@ def _settings(job: CorpusJob) -> dict:
     pyarrow()  # or a message on how to install it
     return {
         "model": {
-            "weights_sha256": weights_sha256(tokenizer),
+            "weights_sha256": weights_sha256(reference, revision=revision),
             "config_digest": config.digest,
             "sampling_rate": config.sampling_rate,
             "hop_length": config.hop_length,
@@ -264,7 +264,7 @@ class ShardWorker:
         )
         done = output / WORK / DONE
         _remove_leftovers(done, f"{index:05d}.json")
-        _write_json(done / f"{index:05d}.json", asdict(record) | {"rejections": list(map(asdict, rejections))})
+        write_json(done / f"{index:05d}.json", asdict(record) | {"rejections": list(map(asdict, rejections))})
         return record
 
 
@@ -432,7 +432,7 @@ def finish(output: str | os.PathLike) -> Manifest | None:
         shards=[ShardRecord(**record) for record in whole],
         rejected_sha256=sha256_of(output / REJECTED),
     )
-    _write_json(output / MANIFEST, manifest.to_dict())
+    write_json(output / MANIFEST, manifest.to_dict())
     shutil.rmtree(output / WORK, ignore_errors=True)
     return manifest
 
@@ -459,8 +459,3 @@ def _remove_leftovers(folder: Path, name: str | None = None) -> None:
     for path in folder.glob(f".{name}.*" if name else ".*.*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")

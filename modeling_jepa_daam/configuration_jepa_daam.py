@@ -106,6 +106,8 @@ class JepaDaamConfig(PreTrainedConfig):
         decoder_kernel_sizes: Kernel sizes of the residual blocks that each decoder stage averages, odd.
         decoder_istft_stages: Last decoder stages that one inverse STFT replaces; the other decoder lists are
             shorter by as many entries.
+        transform_bands: Mel bands of the linear transform beside encoder and decoder (`transform_path.py`); 0 for none.
+            It needs `encoder_stft_stages`, whose spectra it reads, and the decoder has to reach their rate.
         chunk_frames: Frames that the encoder sees at once; longer audio is cut into such chunks, each on its own.
         untrained_seed: Seed that the weights were drawn from, if they were never trained.
         weights_sha256: SHA-256 of the checkpoint's `model.safetensors`, which loading then verifies. Stands in what
@@ -154,6 +156,7 @@ class JepaDaamConfig(PreTrainedConfig):
     decoder_channels: IntSequence = (512, 512, 384, 256, 128, 64)
     decoder_kernel_sizes: list[list[int]] | tuple[tuple[int, ...], ...] = ((3, 7, 11),) * 5
     decoder_istft_stages: int = 0
+    transform_bands: int = 0
     chunk_frames: int = 30
     untrained_seed: int | None = None
     weights_sha256: str | None = None
@@ -299,6 +302,12 @@ class JepaDaamConfig(PreTrainedConfig):
                 f"`decoder_kernel_sizes` must name a kernel for each stage, got {self.decoder_kernel_sizes}"
             )
 
+        if self.transform_bands > 0 and self.encoder_stft_stages < max(1, self.decoder_istft_stages):
+            raise ValueError(
+                "`transform_bands` needs `encoder_stft_stages` of at least 1 and at least `decoder_istft_stages`, "
+                f"got {self.encoder_stft_stages} and {self.decoder_istft_stages}"
+            )
+
     def _check_attention(self):
         for width, heads in (
             ("hidden_size", "num_attention_heads"),
@@ -350,6 +359,7 @@ _AT_LEAST = {
     "group_size": 1,
     "decoder_channels": 1,
     "decoder_istft_stages": 0,
+    "transform_bands": 0,
     "chunk_frames": 1,
 }
 

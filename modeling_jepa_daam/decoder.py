@@ -10,6 +10,7 @@ from .convolution import ResidualBlock, SnakeBeta, upsampling_conv
 from .daam import DensityAdaptiveAttention
 from .framing import stretch_mask, zero_padding
 from .istft_head import InverseStftHead
+from .transform_path import SynthesisTransform
 
 OUTPUT_KERNEL_SIZE = 7
 OUTPUT_INIT_GAIN = 0.05  # begins about as loud as speech, far from where tanh is flat
@@ -37,9 +38,15 @@ class DecoderStage(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor, in_mask: Tensor | None, out_mask: Tensor | None) -> Tensor:
-        """Upsample by the stage's stride; masks are `(batch, 1, time)`, bool, or `None`."""
+    def forward(
+        self, x: Tensor, in_mask: Tensor | None, out_mask: Tensor | None, transformed: Tensor | None = None
+    ) -> Tensor:
+        """Upsample by the stage's stride; masks are `(batch, 1, time)`, bool, or `None`.
+
+        What the transform path has made, if it joins here, is added before the residual blocks.
+        """
         x = self.upsample(zero_padding(self.activation(x), in_mask))
+        x = x if transformed is None else x + transformed
         x = sum(block(x, out_mask) for block in self.residual_blocks) / len(self.residual_blocks)
         return x if self.daam is None else self.daam(x, out_mask)[0]
 
@@ -50,7 +57,8 @@ class HifiGanDecoder(nn.Module):
     Deviation: the paper lists kernels [3, 7, 11, 15, 23, 32] and 8 blocks a stage; only three kernels give its own
     parameter count (69.2M, Table 3), and an even kernel cannot keep the length.
 
-    With `config.decoder_istft_stages` an inverse STFT stands in for the last stages, where most of the work is.
+    With `config.decoder_istft_stages` an inverse STFT stands in for the last stages, where most of the work is. With
+    `config.transform_bands` a linear transform joins at the rate of the encoder's spectra.
 
     Args:
         config: `JepaDaamConfig`.
@@ -65,6 +73,12 @@ class HifiGanDecoder(nn.Module):
         stages = [DecoderStage(config, stage) for stage in range(len(self.upsampling_ratios))]
         self.stages = nn.ModuleList(stages)
         self.radii = [stage.radius for stage in stages]
+        self.transform, self.transform_stage = None, None
+        if config.transform_bands > 0:
+            convolved = len(config.downsampling_ratios) - config.encoder_stft_stages
+            self.transform_stage = convolved - 1
+            patch = math.prod(self.upsampling_ratios[:convolved])
+            self.transform = SynthesisTransform(config, config.decoder_channels[convolved], patch)
         if config.decoder_istft_stages > 0:
             hop_length = math.prod(config.upsampling_ratios[len(self.stages) :])
             self.istft_head = InverseStftHead(config.decoder_channels[-1], hop_length)
@@ -119,9 +133,13 @@ class HifiGanDecoder(nn.Module):
         left, right = context
         mask = None if frame_mask is None else frame_mask[:, None]
         steps = zip(self.stages, self.upsampling_ratios, self.margins()[1:], strict=True)
-        for stage, ratio, margin in itertools.islice(steps, num_stages):
+        for number, (stage, ratio, margin) in enumerate(itertools.islice(steps, num_stages)):
             in_mask, mask = mask, stretch_mask(None if mask is None else mask[:, 0], ratio)
-            x = stage(x, in_mask, mask)
+            transformed = None
+            if self.transform is not None and number == self.transform_stage:
+                start = context[0] * math.prod(self.upsampling_ratios[: number + 1]) - left * ratio
+                transformed = self.transform(latents)[..., start : start + x.shape[-1] * ratio]
+            x = stage(x, in_mask, mask, transformed)
             # Drop context that no later layer reads: the high rates, where the work is, hardly see it.
             drop_left, drop_right = max(0, left * ratio - margin), max(0, right * ratio - margin)
             end = x.shape[-1] - drop_right

@@ -10,6 +10,7 @@ from .convolution import ResidualBlock, SnakeBeta, downsampling_conv
 from .daam import DensityAdaptiveAttention
 from .framing import stretch_mask, zero_padding
 from .stft_front_end import StftFrontEnd
+from .transform_path import AnalysisTransform
 
 INPUT_KERNEL_SIZE = 7
 WAVEFORM_INIT_GAIN = 10.0
@@ -48,13 +49,15 @@ class EncoderStage(nn.Module):
 class JepaDaamEncoder(nn.Module):
     """Waveform to latents: 24 kHz samples to 2.5 Hz frames of 128 dimensions, in the paper's configuration.
 
-    With `config.encoder_stft_stages` an STFT stands in for the first stages.
+    With `config.encoder_stft_stages` an STFT stands in for the first stages, and with `config.transform_bands` a linear
+    transform of its spectra joins what the Conformer makes.
 
     Args:
         config: `JepaDaamConfig`.
+        transform: Whether the linear transform is there if the configuration has one: Stage 1 knows nothing of it.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, transform: bool = True):
         super().__init__()
         self.config = config
         self.downsampling_ratios = tuple(config.downsampling_ratios[config.encoder_stft_stages :])
@@ -77,6 +80,9 @@ class JepaDaamEncoder(nn.Module):
             )
             for _ in range(config.num_hidden_layers)
         )
+        self.transform = None
+        if transform and config.transform_bands > 0:
+            self.transform = AnalysisTransform(config, math.prod(self.downsampling_ratios))
 
     def extract_frames(self, input_values: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """The convolutional half: waveform to frames that have not yet attended to each other.
@@ -115,4 +121,8 @@ class JepaDaamEncoder(nn.Module):
         Returns:
             Latents, `(batch, frames, hidden_size)`. At padded frames they mean nothing.
         """
-        return self.mix_frames(self.extract_frames(input_values, frame_mask), frame_mask)
+        latents = self.mix_frames(self.extract_frames(input_values, frame_mask), frame_mask)
+        if self.transform is None:
+            return latents
+        heard = zero_padding(input_values, stretch_mask(frame_mask, self.config.hop_length))
+        return self.transform(self.stft_front_end.power(heard), latents)

@@ -28,6 +28,7 @@ from .files import verify_weights
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_tokens, pack_frames, unpack_frames
 from .quantizer import FiniteScalarQuantizer
+from .transform_path import AnalysisTransform
 
 # Chunks that an accelerator encodes at once. On CPU each runs alone: see `JepaDaamModel.encode_waveforms`.
 MAX_CHUNKS_PER_BATCH = 32
@@ -158,6 +159,9 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
             init.zeros_(module.delta)
             init.constant_(module.nu, math.log(0.5))
             init.constant_(module.alpha, module.initial_alpha)
+        elif isinstance(module, AnalysisTransform):
+            init.ones_(module.gain)
+            init.zeros_(module.offset)
         elif isinstance(module, FiniteScalarQuantizer) and module.normalize:
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)

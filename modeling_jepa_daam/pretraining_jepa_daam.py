@@ -89,16 +89,16 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     """
 
     _auto_class = "AutoModelForPreTraining"
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^quantizer\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^quantizer\.", r"^encoder\.transform\."]
     # A checkpoint without a target encoder starts with a copy of its encoder.
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
 
     def __init__(self, config):
         super().__init__(config)
-        self.encoder = JepaDaamEncoder(config)
+        self.encoder = JepaDaamEncoder(config, transform=False)
         self.predictor = JepaDaamPredictor(config)
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
-        self.target_encoder = JepaDaamEncoder(config).requires_grad_(False)
+        self.target_encoder = JepaDaamEncoder(config, transform=False).requires_grad_(False)
         self.post_init()
 
     @classmethod

@@ -37,6 +37,11 @@ class StftFrontEnd(nn.Module):
 
     def log_magnitude(self, waveform: Tensor) -> Tensor:
         """Scaled natural logarithm of the magnitudes, at least 0: `(batch, fft_size // 2 + 1, frames)`."""
+        power = self.power(waveform)
+        return LOG_MAGNITUDE_SCALE * (0.5 * power.clamp(min=math.exp(2 * MIN_LOG_MAGNITUDE)).log() - MIN_LOG_MAGNITUDE)
+
+    def power(self, waveform: Tensor) -> Tensor:
+        """Power of the transforms: `(batch, fft_size // 2 + 1, frames)`."""
         dtype = torch.promote_types(waveform.dtype, torch.float32)
         with torch.autocast(waveform.device.type, enabled=False):
             margin = self.fft_size - self.hop_length
@@ -44,7 +49,4 @@ class StftFrontEnd(nn.Module):
             window = torch.hann_window(self.fft_size, dtype=dtype, device=waveform.device)
             pieces = padded.unfold(-1, self.fft_size, self.hop_length) * window  # (B, frames, fft_size)
             spectrum = torch.fft.rfft(pieces, dim=-1).transpose(1, 2)
-            power = spectrum.real.square() + spectrum.imag.square()  # a complex `abs` is slow
-            return LOG_MAGNITUDE_SCALE * (
-                0.5 * power.clamp(min=math.exp(2 * MIN_LOG_MAGNITUDE)).log() - MIN_LOG_MAGNITUDE
-            )
+            return spectrum.real.square() + spectrum.imag.square()  # a complex `abs` is slow

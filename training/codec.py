@@ -40,6 +40,7 @@ class CodecForTraining(nn.Module):
     Args:
         codec: To train.
         freeze_encoder: Whether the encoder stays as it is.
+        freeze_transform: Whether its linear transform does, if it has one, and the quantizer's statistics with it.
         spectrogram_head: Whether there is one, to begin with: see `SpectrogramHead`.
         semantic_features: Features of a teacher that are to be predicted beside spectrograms, if any.
     """
@@ -48,6 +49,7 @@ class CodecForTraining(nn.Module):
         self,
         codec: JepaDaamModel,
         freeze_encoder: bool = False,
+        freeze_transform: bool = False,
         spectrogram_head: bool = False,
         semantic_features: int = 0,
     ):
@@ -56,6 +58,10 @@ class CodecForTraining(nn.Module):
         self.config: JepaDaamConfig = codec.config
         self.freeze_encoder = freeze_encoder
         codec.encoder.requires_grad_(not freeze_encoder)
+        transform = codec.encoder.transform
+        self.freeze_transform = freeze_transform and transform is not None
+        if freeze_transform and transform is not None:
+            transform.requires_grad_(False)
         self.average = copy.deepcopy(codec).requires_grad_(False)
         rate, hop = self.config.sampling_rate, self.config.hop_length
         self.spectrogram_head = SpectrogramHead(codec.decoder, rate, hop) if spectrogram_head else None
@@ -75,6 +81,8 @@ class CodecForTraining(nn.Module):
         self.average.eval()
         if self.freeze_encoder:
             self.codec.encoder.eval()
+        if self.freeze_transform:
+            self.codec.quantizer.eval()
         return self
 
     @torch.no_grad()
@@ -90,7 +98,7 @@ class CodecForTraining(nn.Module):
         for averaged, trained in pairs:
             for average, current in zip(averaged.parameters(), trained.parameters(), strict=True):
                 average.lerp_(current, 1.0 - decay)
-        if self.config.normalize_latents:
+        if self.config.normalize_latents and not self.freeze_transform:
             self.average.quantizer.running_mean.lerp_(self.batch_mean, 1.0 - decay)
             self.average.quantizer.running_var.lerp_(self.batch_var, 1.0 - decay)
 

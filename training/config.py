@@ -161,7 +161,8 @@ class TrainingConfig:
         source = Path(self.model.config)
         if not (source / "config.json").is_file():
             raise ValueError(f"`model.config` must be a folder with a config.json, got {self.model.config!r}")
-        values = JepaDaamConfig.from_pretrained(source).to_dict() | {"untrained_seed": None} | self.model.overrides
+        here = {"untrained_seed": None, "weights_sha256": None}  # of weights that are not loaded
+        values = JepaDaamConfig.from_pretrained(source).to_dict() | here | self.model.overrides
         return JepaDaamConfig(**values)
 
 
@@ -202,6 +203,7 @@ class CodecOptimConfig(OptimConfig):
 
     encoder_learning_rate: float | None = None  # as `learning_rate` if null
     freeze_encoder: bool = False  # train the decoder alone
+    freeze_transform: bool = False  # leave the encoder's linear transform as training/transform_code.py made it
     spectrogram_steps: int = 0  # first steps, in which the decoder's first stages learn spectrograms, no waveform
     discriminator_learning_rate: float = 0.75e-4
     discriminator_start: int = 5000  # steps before which discriminators rest, and adversarial losses are absent

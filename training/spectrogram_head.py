@@ -3,15 +3,13 @@
 Layout: features `(batch, channels, frames)`, spectrograms `(batch, frames, bands)`.
 """
 
-import math
-
 from torch import Tensor, nn
 
 from modeling_jepa_daam.decoder import HifiGanDecoder
+from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE
 
 MIN_RATE = 50.0  # spectra a second: the fewest that tell one sound of speech from the next
 NUM_BANDS = 160  # fine enough for the first harmonics of a voice
-LOG_MEAN, LOG_SCALE = -6.5, 2.0  # of natural-log mel magnitudes of speech
 
 
 class SpectrogramHead(nn.Module):
@@ -32,7 +30,7 @@ class SpectrogramHead(nn.Module):
             self.num_stages, self.hop_length = self.num_stages + 1, self.hop_length // ratio
         channels = decoder.channels[self.num_stages]
         self.project = nn.Conv1d(channels, NUM_BANDS, kernel_size=1)
-        nn.init.normal_(self.project.weight, std=0.5 / math.sqrt(channels))
+        nn.init.dirac_(self.project.weight)  # the first channels are the bands, to begin with
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:

@@ -221,7 +221,10 @@ def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators, 
     except (OSError, ValueError) as error:
         raise ValueError(f"`losses.teacher`: no Whisper model at {config.losses.teacher}: {error}") from error
     taught = 0 if teacher is None else teacher.num_features
-    training = CodecForTraining(codec, config.optim.freeze_encoder, config.optim.spectrogram_steps > 0, taught)
+    optim = config.optim
+    training = CodecForTraining(
+        codec, optim.freeze_encoder, optim.freeze_transform, optim.spectrogram_steps > 0, taught
+    )
     sizes = config.discriminators
     return training, Discriminators(sizes.periods, sizes.num_scales, sizes.width), teacher
 

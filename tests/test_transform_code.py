@@ -1,0 +1,127 @@
+"""Transform coding, computed from speech to start training from."""
+
+import pytest
+import torch
+
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
+from modeling_jepa_daam.audio import load_audio
+from tests.conftest import STFT
+from tests.librilight import RECORDINGS, make_librilight
+from tests.test_train_tokenizer import config_of
+from training.codec import CodecForTraining
+from training.transform_code import (
+    MAX_DIGITS,
+    allocate_digits,
+    digit_latents,
+    distortions,
+    latents_of,
+    main,
+    set_analysis,
+    set_synthesis,
+    silence_the_rest,
+)
+
+CODE = STFT | {"transform_bands": 12, "hidden_size": 16, "fsq_temperature": 1.8, "decoder_channels": (16, 14, 6, 4)}
+
+
+def gaussian(num: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(num, generator=torch.Generator().manual_seed(seed))
+
+
+def patches(num: int = 4000) -> torch.Tensor:
+    """Of 12 bands and 3 spectra, whose coefficients have standard deviations from 8 down to far below 1."""
+    generator = torch.Generator().manual_seed(1)
+    basis = torch.linalg.qr(torch.randn(36, 36, generator=generator))[0]
+    scales = 8.0 * 0.75 ** torch.arange(36)
+    return ((torch.randn(num, 36, generator=generator) * scales) @ basis.T + 1.5).view(num, 12, 3)
+
+
+@pytest.fixture(scope="module")
+def librilight(tmp_path_factory):
+    return make_librilight(tmp_path_factory.mktemp("librilight"), chapter_s=4.0)
+
+
+@pytest.fixture
+def codec():
+    """A patch is 3 spectra, of 12 bands."""
+    torch.manual_seed(0)
+    return JepaDaamModel(JepaDaamConfig(**CODE | {"downsampling_ratios": (4, 3, 3)})).eval()
+
+
+def test_greedy_digits_lower_the_error_most():
+    """By hand: errors 1, .1, .01 of variances 100, 20, 1; gains are 90, 9 / 18, 1.8 / .9, .09."""
+    assert allocate_digits([100.0, 20.0, 1.0], [1.0, 0.1, 0.01], 1) == [1, 0, 0]
+    assert allocate_digits([100.0, 20.0, 1.0], [1.0, 0.1, 0.01], 2) == [1, 1, 0]
+    assert allocate_digits([100.0, 20.0, 1.0], [1.0, 0.1, 0.01], 3) == [2, 1, 0]
+    assert allocate_digits([100.0, 20.0, 1.0], [1.0, 0.1, 0.01], 5) == [2, 2, 1]
+
+
+def test_every_digit_lowers_the_error_by_far():
+    errors = distortions(gaussian(40000), temperature=1.8)
+    assert len(errors) == MAX_DIGITS + 1
+    assert errors[1] == pytest.approx(0.1175, abs=0.03)  # of the best quantizer with four levels
+    assert errors[2] < errors[1] / 5
+    assert errors[3] < errors[2] / 4
+
+
+def test_digits_are_a_reflected_code():
+    """No digit jumps: coefficients that are close have latents that are close."""
+    latents = digit_latents(torch.linspace(-4, 4, 20001), 3)
+    assert latents.diff(dim=0).abs().max() < 16 * 8 / 20000
+    assert latents.abs().max() <= 1.0
+
+
+def test_the_code_loses_little_and_less_than_single_digits(codec):
+    data = patches()
+    mean, basis, digits = set_analysis(codec, data)
+    assert sum(digits) == 16
+    assert digits[0] > 1
+    assert sorted(digits, reverse=True) == digits
+    lost = set_synthesis(codec, data, mean, basis, digits, steps=1500)
+    single = JepaDaamModel(codec.config).eval()
+    single_code = set_analysis(single, data, max_digits=1)
+    assert lost < 0.05
+    # One digit each leaves no dimension for the mean patch, and at least .1 of the variance.
+    assert single_code[2] == [1] * 16
+
+
+def test_the_rest_is_silent_at_first(codec):
+    data = patches(2000)
+    code = set_analysis(codec, data)
+    set_synthesis(codec, data, *code, steps=50)
+    silence_the_rest(codec)
+    waveform = torch.randn(1, 1, 36 * 5) * 0.1
+    transform = codec.encoder.transform
+    mel = transform.log_mel(codec.encoder.stft_front_end.power(waveform))
+    alone = latents_of(codec, mel[0].unflatten(1, (-1, 3)).permute(1, 0, 2))
+    torch.testing.assert_close(codec.encoder(waveform)[0], alone, atol=1e-5, rtol=0)
+    latents = torch.randn(1, 16, 5)
+    features, _, _ = codec.decoder.upsample(latents, num_stages=1)
+    torch.testing.assert_close(features, codec.decoder.transform(latents), atol=1e-5, rtol=0)
+
+
+def test_it_is_computed_from_speech_and_training_starts_from_it(librilight, tmp_path):
+    changes = ["model.overrides={transform_bands: 20, fsq_temperature: 1.8}", "data.segment_s=4.0"]
+    config = config_of(librilight, tmp_path / "transform", "model.config=hub_configs/jepa-daam-24khz-small", *changes)
+    folder = main(config, num_batches=4, steps=400)
+    codec = JepaDaamModel.from_pretrained(folder)
+    assert not codec.encoder.conformer[-1].norm.weight.any()
+    assert codec.encoder.transform.gain.max() == 16.0
+    training = CodecForTraining(codec, freeze_transform=True).train()
+    assert not any(weight.requires_grad for weight in training.codec.encoder.transform.parameters())
+    assert not training.codec.quantizer.training
+    # What comes back is the spectrogram, more or less: of 48 patches not much can be learned.
+    waveform = torch.from_numpy(load_audio(next(RECORDINGS.rglob("*.flac")), None, 24000)[:48000])[None, None]
+    codec.eval()
+    values = codec.quantizer(codec.encoder(waveform))[0].transpose(1, 2)
+    features = codec.decoder.upsample(values, num_stages=2)[0][:, :20]
+    mel = codec.encoder.transform.log_mel(codec.encoder.stft_front_end.power(waveform))
+    assert (features - mel).abs().mean() < 0.5 * (mel - mel.mean()).abs().mean()
+
+
+def test_other_levels_and_no_transform_are_errors(librilight, tmp_path):
+    with pytest.raises(ValueError, match="set `transform_bands`"):
+        main(config_of(librilight, tmp_path))
+    small = ["model.config=hub_configs/jepa-daam-24khz-small", "model.overrides={transform_bands: 20, fsq_levels: [3]}"]
+    with pytest.raises(ValueError, match="`fsq_levels` must all be 4"):
+        main(config_of(librilight, tmp_path, *small))

@@ -1,0 +1,112 @@
+"""The linear transform beside the network."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamForPreTraining, JepaDaamModel
+from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, triangle_wave
+from tests.conftest import STFT, noise
+from training.losses import log_mel
+
+TRANSFORM = STFT | {"transform_bands": 7, "chunk_frames": 20, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+
+
+@pytest.fixture(params=[0, 1, 2], ids="istft {}".format)
+def model(request):
+    torch.manual_seed(0)
+    kept = 3 - request.param
+    decoder = {
+        "decoder_istft_stages": request.param,
+        "decoder_channels": STFT["decoder_channels"][: kept + 1],
+        "decoder_kernel_sizes": STFT["decoder_kernel_sizes"][:kept],
+    }
+    return JepaDaamModel(JepaDaamConfig(**TRANSFORM | decoder)).eval()
+
+
+def test_a_triangle_wave_is_the_identity_and_folds_beyond():
+    x = torch.tensor([-1.0, -0.5, 0.0, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, -1.5, -3.0, -4.25])
+    folded = torch.tensor([-1.0, -0.5, 0.0, 0.7, 1.0, 0.5, 0.0, -1.0, 0.0, 1.0, -0.5, 1.0, -0.25])
+    torch.testing.assert_close(triangle_wave(x), folded)
+
+
+def test_it_reads_the_very_spectrogram_that_the_decoder_is_judged_by():
+    encoder = JepaDaamModel(JepaDaamConfig(**TRANSFORM)).encoder
+    waveform = torch.tensor(noise(600))[None]
+    hop = encoder.stft_front_end.hop_length
+    ours = encoder.transform.log_mel(encoder.stft_front_end.power(waveform[:, None]))
+    theirs = log_mel(waveform, 24000, 4 * hop, hop, 7)
+    # Bands narrower than a bin are empty in both, and the floor of both.
+    torch.testing.assert_close(ours * LOG_SCALE + LOG_MEAN, theirs.transpose(1, 2), atol=1e-4, rtol=0)
+
+
+def test_fine_digits_tell_more_than_coarse_ones(model):
+    """Two dimensions of one coefficient: the second one, with gain 4, moves four times as far, folded."""
+    transform = model.encoder.transform
+    with torch.no_grad():
+        transform.project.weight[1] = transform.project.weight[0]
+        transform.gain[1], transform.offset[1] = 4.0, -1.0
+    power = model.encoder.stft_front_end.power(torch.tensor(noise(1200))[None, None])
+    latents = transform(power, torch.zeros(1, 20, 16))
+    torch.testing.assert_close(latents[..., 1], triangle_wave(4.0 * latents[..., 0] - 1.0))
+
+
+def test_tokens_do_not_depend_on_the_batch(model):
+    lengths = [59, 60, 61, 300, 1234]
+    batch, mask = torch.full((len(lengths), 1, 1500), 0.7), torch.zeros(len(lengths), 1500)
+    for row, length in enumerate(lengths):
+        batch[row, 0, :length], mask[row, :length] = torch.tensor(noise(length, seed=row)), 1
+    together = model.encode(batch, mask)
+    for row, length in enumerate(lengths):
+        alone = model.encode(batch[row : row + 1, :, :length])
+        assert torch.equal(together.audio_codes[row, :, : alone.audio_codes.shape[-1]], alone.audio_codes[0])
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (0, 9), (5, 6), (4, 17), (22, 30), (29, 30)])
+def test_a_window_with_context_equals_the_whole(model, start, end):
+    decoder = model.decoder.double()
+    latents = torch.randn(1, 16, 30, dtype=torch.float64)
+    whole, reach = decoder(latents), decoder.margins()[0]
+    left, right = min(start, reach), min(30 - end, reach)
+    part = decoder(latents[..., start - left : end + right], context=(left, right))
+    torch.testing.assert_close(part, whole[..., start * 60 : end * 60], rtol=0, atol=1e-12)
+
+
+def test_the_decoder_hears_it(model):
+    latents = torch.randn(1, 16, 5)
+    before = model.decoder(latents)
+    torch.nn.init.zeros_(model.decoder.transform.patches.weight)
+    assert (model.decoder(latents) - before).abs().max() > 1e-4
+
+
+def test_stage_1_knows_nothing_of_it(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    pretraining = JepaDaamForPreTraining.from_pretrained(tmp_path)
+    assert not [name for name, _ in pretraining.named_parameters() if "transform" in name]
+    torch.testing.assert_close(pretraining.encoder.bottleneck.weight, model.encoder.bottleneck.weight)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"transform_bands": -1},
+        {"decoder_istft_stages": 3, "decoder_channels": (8,), "decoder_kernel_sizes": ()},
+    ],
+    ids=["negative", "the decoder ends before"],
+)
+def test_where_it_cannot_join_is_an_error(wrong):
+    with pytest.raises(ValueError, match="`transform_bands`"):
+        JepaDaamConfig(**TRANSFORM | wrong)
+
+
+def test_a_spectrogram_front_end_is_needed():
+    with pytest.raises(ValueError, match="`transform_bands` needs `encoder_stft_stages`"):
+        JepaDaamConfig(transform_bands=80)
+
+
+def test_the_floor_of_silence_has_a_finite_gradient(model):
+    silence = torch.zeros(1, 1, 240, requires_grad=True)
+    latents = model.encoder(silence)
+    latents.sum().backward()
+    assert silence.grad.isfinite().all()
+    assert np.isfinite(latents.detach().numpy()).all()

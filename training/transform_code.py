@@ -1,0 +1,283 @@
+"""Weights to start the transform path from: classic transform coding of speech, computed instead of learned.
+
+    python -m training.transform_code training/configs/small_codec_transform.yaml "data.sources=[train]"
+
+The Karhunen-Loeve transform (principal components) of log mel patches makes coefficients whose variances fall steeply.
+Each latent dimension is a digit of two bits; digits are given, one at a time, to the coefficient whose error they lower
+most, so that large coefficients get three and small ones none. `modeling_jepa_daam/transform_path.py` has the formula.
+The other way, a small network learns the mean of the coefficients given all digits, and the transform goes back.
+
+All else is taken from `model.weights`, but for what would disturb the transform: the Conformer's last layer norm, and
+the decoder's features where the transform joins them, begin at zero.
+
+Source: Goyal, Theoretical Foundations of Transform Coding, 2001 (sections on the Karhunen-Loeve transform and greedy
+bit allocation).
+"""
+
+import heapq
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
+from modeling_jepa_daam.checkpoint import save_checkpoint
+from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
+from modeling_jepa_daam.transform_path import triangle_wave
+
+from .run import ConfigPath, Overrides, make_loader, prepare_output, replacing_model, run_command, seed_randomness
+from .train_tokenizer import CodecConfig, augment
+
+BOUND = 1.7  # standard deviations of a coefficient that tanh brings to tanh(1)
+FINE_BOUND = 4.0  # of one with a single digit: nearly linear
+MAX_DIGITS = 3
+LEVELS = 4
+Codec = Any  # a JepaDaamModel with a transform, which its type does not promise
+TRIED = 40  # coefficients that tell what a digit is worth
+RATE, BATCH_SIZE = 1e-2, 512  # of what learns coefficients from digits
+
+
+def digit_latents(coefficients: Tensor, digits: int) -> Tensor:
+    """Latents that carry a coefficient of variance 1 in `digits` digits: `(..., digits)`, the coarsest first."""
+    bounded = torch.tanh(coefficients / (BOUND if digits > 1 else FINE_BOUND))
+    gains = [float(LEVELS**digit) for digit in range(digits)]
+    return torch.stack([triangle_wave(gain * bounded - float(gain > 1.0)) for gain in gains], dim=-1)
+
+
+def distortions(coefficients: Tensor, temperature: float) -> list[float]:
+    """Mean squared error of coefficients of variance 1, `(samples,)`, decoded from 0 to `MAX_DIGITS` digits."""
+    errors = [1.0]
+    for digits in range(1, MAX_DIGITS + 1):
+        quantizer = FiniteScalarQuantizer([LEVELS] * digits, temperature, normalize=True).train()
+        indices = quantizer(digit_latents(coefficients, digits)[None])[1][0]
+        cells = (indices * LEVELS ** torch.arange(digits)).sum(dim=1)
+        count = torch.bincount(cells, minlength=LEVELS**digits).clamp(min=1)
+        means = torch.zeros(LEVELS**digits).index_add_(0, cells, coefficients) / count
+        errors.append((coefficients - means[cells]).square().mean().item())
+    return errors
+
+
+def allocate_digits(variances: Sequence[float], errors: Sequence[float], num_digits: int) -> list[int]:
+    """Give digits, one by one, to the coefficient whose squared error falls most.
+
+    Args:
+        variances: Of the coefficients.
+        errors: Share of the variance that is left with 0, 1, 2... digits, falling.
+        num_digits: To give.
+
+    Returns:
+        Digits of each coefficient.
+    """
+    digits = [0] * len(variances)
+    heap = [(variance * (errors[1] - errors[0]), index) for index, variance in enumerate(variances)]
+    heapq.heapify(heap)
+    for _ in range(num_digits):
+        _, index = heapq.heappop(heap)
+        digits[index] += 1
+        if digits[index] < len(errors) - 1:
+            gain = errors[digits[index] + 1] - errors[digits[index]]
+            heapq.heappush(heap, (variances[index] * gain, index))
+    return digits
+
+
+def collect_patches(config: CodecConfig, codec: Codec, num_batches: int) -> Tensor:
+    """Log mel patches of augmented training speech: `(patches, bands, spectra)`."""
+    accelerator = Accelerator(cpu=True)
+    output = Path(config.run.output)
+    prepare_output(config, output, fresh=True)
+    rate, hop = codec.config.sampling_rate, codec.config.hop_length
+    batches = iter(make_loader(config, accelerator, rate, held_out=False))
+    encoder, patches = codec.encoder, []
+    for step in range(num_batches):
+        batch = next(batches)
+        generator = seed_randomness(config.run.seed, step, 0, 0)
+        samples, lengths, _ = augment(batch.samples, batch.lengths, batch.bandwidth_hz, config, generator)
+        with torch.no_grad():
+            padded = F.pad(samples, (0, -samples.shape[-1] % hop))
+            mel = encoder.transform.log_mel(encoder.stft_front_end.power(padded[:, None]))
+        frames = mel.unflatten(2, (-1, encoder.transform.project.kernel_size[0])).permute(0, 2, 1, 3)
+        whole = torch.arange(frames.shape[1]) < (lengths // hop)[:, None]
+        patches.append(frames[whole])
+    return torch.cat(patches)
+
+
+@torch.no_grad()
+def set_analysis(codec: Codec, patches: Tensor, max_digits: int = MAX_DIGITS) -> tuple[Tensor, Tensor, list[int]]:
+    """Set the transform, its digits, and the quantizer's statistics.
+
+    Args:
+        codec: Whose encoder it is.
+        patches: `(patches, bands, spectra)`.
+        max_digits: Of a coefficient.
+
+    Returns:
+        Mean patch and basis `(coefficients, bands, spectra)` of the coefficients that have digits, and their digits.
+    """
+    flat = patches.flatten(1)
+    mean = flat.mean(dim=0)
+    covariance = torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64)
+    for part in flat.split(4096):
+        covariance += ((part - mean).T @ (part - mean)).double()
+    variances, vectors = torch.linalg.eigh(covariance / len(flat))
+    size = codec.config.hidden_size
+    variances, basis = variances.flip(0)[:size].float(), vectors.flip(1)[:, :size].T.float()
+    tried = ((flat - mean) @ basis[:TRIED].T / variances[:TRIED].sqrt()).flatten()
+    errors = distortions(tried, codec.config.fsq_temperature)[: max_digits + 1]
+    digits = allocate_digits(variances.tolist(), errors, size)
+    typer.echo(f"error of 0 to {max_digits} digits: {', '.join(f'{error:.4f}' for error in errors)}; {digits=}")
+
+    transform = codec.encoder.transform
+    dimension = 0
+    for vector, variance, count in zip(basis, variances, digits, strict=True):
+        scaled = vector / (variance.sqrt() * (BOUND if count > 1 else FINE_BOUND))
+        for digit in range(count):
+            transform.project.weight[dimension] = scaled.view(patches.shape[1:])
+            transform.project.bias[dimension] = -(scaled @ mean)
+            transform.gain[dimension] = float(LEVELS**digit)
+            transform.offset[dimension] = -float(digit > 0)
+            dimension += 1
+    latents = latents_of(codec, patches)
+    codec.quantizer.running_mean.copy_(latents.mean(dim=0))
+    codec.quantizer.running_var.copy_(latents.var(dim=0))
+    kept = sum(count > 0 for count in digits)
+    return mean.view(patches.shape[1:]), basis[:kept].view(kept, *patches.shape[1:]), digits
+
+
+@torch.no_grad()
+def latents_of(codec: Codec, patches: Tensor) -> Tensor:
+    """Latents `(patches, dimensions)` of log mel patches, by the transform alone."""
+    transform = codec.encoder.transform
+    coefficients = [transform.project(part)[..., 0] for part in patches.split(4096)]
+    return triangle_wave(transform.gain * torch.tanh(torch.cat(coefficients)) + transform.offset)
+
+
+def set_synthesis(codec: Codec, patches: Tensor, mean: Tensor, basis: Tensor, digits: list[int], steps: int) -> float:
+    """Learn coefficients from digits, and set the transform back.
+
+    Returns:
+        Share of the patches' variance that is lost.
+    """
+    synthesis = codec.decoder.transform
+    kept, bands = basis.shape[:2]
+    if kept == codec.config.hidden_size:
+        raise ValueError("no dimension is left for the mean patch: every coefficient has one digit")
+    with torch.no_grad():
+        values = codec.quantizer.eval()(latents_of(codec, patches)[None])[0][0]
+        wanted = (patches - mean).flatten(1) @ basis.flatten(1).T
+        scale = wanted.std(dim=0)
+        synthesis.patches.weight.zero_()
+        synthesis.patches.bias.zero_()
+        synthesis.patches.weight[:kept, :bands] = basis * scale[:, None, None]
+        synthesis.patches.weight[kept, :bands] = mean  # of a coefficient that is always 1
+    learn_coefficients(synthesis, values, wanted / scale, digits[:kept], steps)
+    with torch.no_grad():
+        synthesis.reduce.bias[kept] = 1.0
+        lost = total = 0.0
+        for part, value in zip(patches.split(4096), values.split(4096), strict=True):
+            lost += (part - synthesis(value[..., None])[:, :bands]).square().sum().item()
+            total += (part - mean).square().sum().item()
+    return lost / total
+
+
+def learn_coefficients(synthesis: Any, values: Tensor, wanted: Tensor, digits: list[int], steps: int) -> None:
+    """Teach two layers the mean of each coefficient given its digits; a hidden unit serves one coefficient.
+
+    Which way a fine digit counts depends on the coarse one: among the digits of all coefficients, layers that begin
+    dense do not find that out.
+
+    Args:
+        synthesis: `SynthesisTransform` whose layers they are.
+        values: `(patches, dimensions)`, quantized latents.
+        wanted: `(patches, coefficients)`, of variance 1.
+        digits: Of each coefficient.
+        steps: Of gradient descent.
+    """
+    expand, reduce = synthesis.expand, synthesis.reduce
+    cells = torch.tensor([LEVELS**count for count in digits])
+    ends = (cells.cumsum(0) * min(1.0, expand.out_channels / int(cells.sum()))).long().tolist()
+    reads, writes = torch.zeros_like(expand.weight[..., 0]), torch.zeros_like(reduce.weight[..., 0])
+    start = dimension = 0
+    for coefficient, (end, count) in enumerate(zip(ends, digits, strict=True)):
+        reads[start:end, dimension : dimension + count] = 1.0
+        writes[coefficient, start:end] = 1.0
+        start, dimension = end, dimension + count
+    with torch.no_grad():
+        expand.weight.normal_(std=4.0).mul_(reads[..., None])
+        expand.bias.uniform_(-3.0, 3.0)
+        reduce.weight.normal_(std=0.1).mul_(writes[..., None])
+        reduce.bias.zero_()
+    layers = nn.ModuleList([expand, reduce])
+    optimizer = torch.optim.Adam(layers.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        rows = torch.randint(len(values), (BATCH_SIZE,), generator=generator)
+        predicted = reduce(F.silu(expand(values[rows, :, None])))[..., 0]
+        loss = (predicted[:, : len(digits)] - wanted[rows]).square().mean(dim=0).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        expand.weight.grad *= reads[..., None]
+        reduce.weight.grad *= writes[..., None]
+        reduce.bias.grad[len(digits) :] = 0.0
+        optimizer.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def silence_the_rest(codec: Codec) -> None:
+    """Let the transform alone speak, to begin with: all else learns to add to it."""
+    if len(codec.encoder.conformer) > 0:
+        norm = codec.encoder.conformer[-1].norm
+        norm.weight.zero_()
+        norm.bias.zero_()
+    stage = codec.decoder.stages[codec.decoder.transform_stage]
+    stage.upsample.weight.zero_()
+    stage.upsample.bias.zero_()
+    for block in stage.residual_blocks:
+        for conv in block.plain:
+            conv.weight.zero_()
+            conv.bias.zero_()
+
+
+def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000) -> Path:
+    """Compute the weights, and return the folder of the codec."""
+    model_config: JepaDaamConfig = config.model_config()
+    if model_config.transform_bands == 0:
+        raise ValueError("`model.config` has no transform path: set `transform_bands`")
+    if set(model_config.levels) != {LEVELS}:
+        raise ValueError(f"`fsq_levels` must all be {LEVELS}, got {model_config.fsq_levels}")
+    torch.manual_seed(config.run.seed)
+    codec = JepaDaamModel(model_config)
+    if config.model.weights is not None:
+        theirs = JepaDaamModel.from_pretrained(config.model.weights, dtype=torch.float32).state_dict()
+        missing, unexpected = codec.load_state_dict(theirs, strict=False)
+        if unexpected or any(".transform." not in name for name in missing):
+            raise ValueError(f"`model.weights` do not fit `model.config`: {missing=}, {unexpected=}")
+    patches = collect_patches(config, codec, num_batches)
+    typer.echo(f"{len(patches)} patches of {patches.shape[1]} bands and {patches.shape[2]} spectra")
+    mean, basis, digits = set_analysis(codec, patches)
+    lost = set_synthesis(codec, patches, mean, basis, digits, steps)
+    typer.echo(f"variance that is lost: {lost:.4f}")
+    silence_the_rest(codec)
+    folder = Path(config.run.output) / "model"
+    with replacing_model(folder) as temporary:
+        save_checkpoint(codec, temporary)
+    return folder
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def command(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Compute a transform code to start Stage 2 from."""
+    typer.echo(f"codec to start from: {run_command(CodecConfig, config, overrides, main)}")
+
+
+if __name__ == "__main__":
+    app()

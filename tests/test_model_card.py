@@ -197,6 +197,20 @@ def test_every_number_about_training_comes_from_its_runs(whole):
     assert "## Environmental cost" not in text
 
 
+def test_a_computed_code_is_no_training(checkpoint, runs, tmp_path):
+    code = shutil.copytree(runs[1], tmp_path / "code")
+    (code / "metrics.jsonl").unlink()
+    (code / "transform.json").write_text(
+        json.dumps({"digits": [3, 2, 1, 1, 0], "lost_variance": 0.0723, "hours_of_audio": 1.26, "minutes": 2.6})
+    )
+    model_card.collect_command([runs[0], code, runs[1]], output=checkpoint / "training.json", machine="M")
+    text = card_of(checkpoint)
+    assert "python -m training.transform_code code.yaml" in text
+    assert "computed from 1.3 hours of speech in 3 minutes, seed 7, with all else from `runs/one/model`, on M." in text
+    assert "as variances want them: 3 2 1 1. Of the variance of log mel patches, 7.2 % is lost." in text
+    assert sorted(path.name for path in (checkpoint / "logs").iterdir()) == ["one.csv", "two.csv"]
+
+
 def test_what_is_missing_is_left_out(checkpoint):
     text = card_of(checkpoint)
     assert re.findall("^## (.+)", text, re.MULTILINE) == ["Use", "Limits", "Misuse", "Licence and citation"]

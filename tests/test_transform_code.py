@@ -9,6 +9,7 @@ from tests.conftest import STFT
 from tests.librilight import RECORDINGS, make_librilight
 from tests.test_train_tokenizer import config_of
 from training.codec import CodecForTraining
+from training.evidence import describe_run
 from training.transform_code import (
     MAX_DIGITS,
     allocate_digits,
@@ -104,6 +105,9 @@ def test_it_is_computed_from_speech_and_training_starts_from_it(librilight, tmp_
     changes = ["model.overrides={transform_bands: 20, fsq_temperature: 1.8}", "data.segment_s=4.0"]
     config = config_of(librilight, tmp_path / "transform", "model.config=hub_configs/jepa-daam-24khz-small", *changes)
     folder = main(config, num_batches=4, steps=400)
+    told = describe_run(tmp_path / "transform", "here", 2)
+    assert (told["start"], sum(told["code"]["digits"])) == (None, 128)
+    assert told["hours_of_audio"] == 48 * 0.4 / 3600
     codec = JepaDaamModel.from_pretrained(folder)
     assert not codec.encoder.conformer[-1].norm.weight.any()
     assert codec.encoder.transform.gain.max() == 16.0

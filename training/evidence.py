@@ -22,6 +22,7 @@ from modeling_jepa_daam.files import replacing, sha256_of
 
 from .report import ORIGINAL, grouped
 from .tracking import read_metrics
+from .transform_code import SUMMARY
 
 WEIGHTS = "model.safetensors"
 TREES = ("hub_configs", "training", "tests", "runs")  # folders that others have, too
@@ -56,7 +57,8 @@ def this_machine() -> str:
 
 
 def describe_run(folder: Path, machine: str, cores: int, environment: str = "", processes: int = 1) -> dict[str, Any]:
-    """What a run of either stage was: from its `config.yaml` and its `metrics.jsonl`.
+    """What a run of either stage was, from its `config.yaml` and its `metrics.jsonl`; or a computation of a transform
+    code, from what it found.
 
     Time and hours of audio are those of training steps, by the run's own measure of its speed; evaluations, starts and
     steps that were done again after an interruption are not in them.
@@ -71,15 +73,34 @@ def describe_run(folder: Path, machine: str, cores: int, environment: str = "", 
     Raises:
         ValueError: If the folder has no run, or the run has no step.
     """
-    for name in ("config.yaml", "metrics.jsonl"):
+    code = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).is_file() else None
+    for name in ("config.yaml", "metrics.jsonl") if code is None else ("config.yaml",):
         if not (folder / name).is_file():
             raise ValueError(f"`runs`: no run in {folder}: it has no {name}")
     settings = yaml.safe_load((folder / "config.yaml").read_text())
+    stage = 2 if "losses" in settings else 1
+    settings["run"]["output"] = f"runs/{folder.name}"
+    start = settings["model"]["weights"]
+    if start is not None:
+        path = Path(start)
+        start = f"runs/{path.parent.name}/model" if path.name == "model" else portable(start)
+        settings["model"]["weights"] = start
+    told = {
+        "stage": stage,
+        "name": folder.name,
+        "config": portable(yaml.safe_dump(settings, sort_keys=False)),
+        "seed": settings["run"]["seed"],
+        "start": start,
+        "machine": machine,
+        "cores": cores,
+    }
+    if code is not None:
+        command = f"{environment} python -m training.transform_code {folder.name}.yaml".strip()
+        return told | {"command": command, "code": code} | {key: code[key] for key in ("hours_of_audio", "minutes")}
     entries = read_metrics(folder / "metrics.jsonl")
     steps = [entry for entry in entries if "optim/learning_rate" in entry]
     if not steps:
         raise ValueError(f"`runs`: {folder} has not logged a step")
-    stage = 2 if "losses" in settings else 1
     seconds, hours, before = 0.0, 0.0, 0.0
     for entry in steps:
         batches = (entry["step"] - before) * settings["optim"]["accumulation_steps"]
@@ -87,27 +108,14 @@ def describe_run(folder: Path, machine: str, cores: int, environment: str = "", 
         if all(key in entry for key in SPEED):
             seconds += batches / entry[SPEED[0]]
             hours += entry[SPEED[1]] * batches / entry[SPEED[0]] / 3600
-    settings["run"]["output"] = f"runs/{folder.name}"
-    start = settings["model"]["weights"]
-    if start is not None:
-        path = Path(start)
-        start = f"runs/{path.parent.name}/model" if path.name == "model" else portable(start)
-        settings["model"]["weights"] = start
     module = {1: "pretrain_encoder", 2: "train_tokenizer"}[stage]
     launcher = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
     evaluations = [entry for entry in entries if any(key.startswith(("held_out/", "tokens/")) for key in entry)]
-    return {
-        "stage": stage,
-        "name": folder.name,
+    return told | {
         "command": f"{environment} {launcher} -m training.{module} {folder.name}.yaml".strip(),
-        "config": portable(yaml.safe_dump(settings, sort_keys=False)),
-        "seed": settings["run"]["seed"],
-        "start": start,
         "steps": steps[-1]["step"],
         "hours_of_audio": hours,
         "minutes": seconds / 60,
-        "machine": machine,
-        "cores": cores,
         "loss": {key.removeprefix("loss/"): value for key, value in steps[-1].items() if key.startswith("loss/")},
         "evaluations": evaluations,
     }

@@ -262,12 +262,12 @@ def robustness_table(table: dict) -> str:
 
 def log_table(run: dict) -> str:
     """What evaluations on held-out speakers said during a run: a line each."""
-    keys = [key for key in LOG_COLUMNS if any(key in entry for entry in run["evaluations"])]
+    evaluations = run.get("evaluations", [])
+    keys = [key for key in LOG_COLUMNS if any(key in entry for entry in evaluations)]
     if not keys:
         return ""
     rows = [
-        [str(entry["step"]), *(f"{entry[key]:.3f}" if key in entry else "" for key in keys)]
-        for entry in run["evaluations"]
+        [str(entry["step"]), *(f"{entry[key]:.3f}" if key in entry else "" for key in keys)] for entry in evaluations
     ]
     return markdown_table(["step", *(f"{LOG_COLUMNS[key]}" for key in keys)], rows)
 
@@ -343,6 +343,8 @@ def collect_command(
     machine = machine or this_machine()
     told = [describe_run(run, machine, cores, environment, count) for run, count in zip(runs, counts, strict=True)]
     for run, entry in zip(runs, told, strict=True):
+        if "code" in entry:  # it has no steps, and so no log
+            continue
         log = write_log(run, output.parent / "logs" / f"{entry['name']}.csv")
         entry["log_file"] = log.relative_to(output.parent).as_posix()
     typer.echo(f"runs: {write_json(output, told)}")

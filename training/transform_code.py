@@ -15,6 +15,7 @@ bit allocation).
 """
 
 import heapq
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from torch import Tensor, nn
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint
+from modeling_jepa_daam.files import write_json
 from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
 from modeling_jepa_daam.transform_path import triangle_wave
 
 from .run import ConfigPath, Overrides, make_loader, prepare_output, replacing_model, run_command, seed_randomness
 from .train_tokenizer import CodecConfig, augment
 
+SUMMARY = "transform.json"  # what the computation found, beside `config.yaml`
 BOUND = 1.7  # standard deviations of a coefficient that tanh brings to tanh(1)
 FINE_BOUND = 4.0  # of one with a single digit: nearly linear
 MAX_DIGITS = 3
@@ -246,6 +249,7 @@ def silence_the_rest(codec: Codec) -> None:
 
 def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000) -> Path:
     """Compute the weights, and return the folder of the codec."""
+    began = time.monotonic()
     model_config: JepaDaamConfig = config.model_config()
     if model_config.transform_bands == 0:
         raise ValueError("`model.config` has no transform path: set `transform_bands`")
@@ -264,10 +268,13 @@ def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000) -> Path
     lost = set_synthesis(codec, patches, mean, basis, digits, steps)
     typer.echo(f"variance that is lost: {lost:.4f}")
     silence_the_rest(codec)
-    folder = Path(config.run.output) / "model"
-    with replacing_model(folder) as temporary:
+    output = Path(config.run.output)
+    frames_per_hour = 3600 * model_config.frame_rate
+    told = {"digits": digits, "lost_variance": lost, "hours_of_audio": len(patches) / frames_per_hour}
+    write_json(output / SUMMARY, told | {"minutes": (time.monotonic() - began) / 60})
+    with replacing_model(output / "model") as temporary:
         save_checkpoint(codec, temporary)
-    return folder
+    return output / "model"
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

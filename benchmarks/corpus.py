@@ -1,6 +1,6 @@
 """Tokenizing a corpus: its speed against the encoder alone, memory over many short files, bytes on disk.
 
-    python -m benchmarks.corpus speed [--model hub_configs/jepa-daam-24khz-small] [--minutes 4] [--rounds 5]
+    python -m benchmarks.corpus speed [--model hub_configs/jepa-daam-24khz-small] [--minutes 12] [--rounds 5]
     python -m benchmarks.corpus memory [--files 100000] [--model hub_configs/jepa-daam-24khz-nano]
     python -m benchmarks.corpus sizes RECORDINGS [--model hub_configs/jepa-daam-24khz-small]
 
@@ -10,7 +10,7 @@ Speed: the recordings in `tests/` as FLAC at 16 kHz, so that they are decoded an
 `tokenize_recordings` (reading, decoding, rows, Parquet), and their decoded chunks through the encoder and
 quantizer alone, in turn in the same process, whose model has one thread. The ratio is of CPU time, the reading thread's
 counted in, since the clock says little on a machine that does other work too.
-Then one process and two, in turn, over the same shards. Memory: a manifest that names a few short clips again and
+Then one process and two, in turn, over the same halves. Memory: a manifest that names a few short clips again and
 again, by links, goes through the whole of a run in one process; its peak is printed as it grows.
 
 Sizes: a folder, tar file or manifest of recordings becomes rows by the checkpoint's own weights, what ids take depends
@@ -46,6 +46,7 @@ from training.timing import peak_resident_bytes, seconds_of
 
 HUB_CONFIGS = Path(__file__).parents[1] / "hub_configs"
 CLIP_S = 1.0
+PARTS = 8  # halves of the corpus that one process, or two, tokenize
 SHARD_BYTES = 100_000_000
 FLAC: dict = {"format": "FLAC", "subtype": "PCM_16"}
 # libsndfile: bits a second = 6000 + 250000 * (1 - level), of one channel
@@ -124,13 +125,11 @@ def speed(model: str, minutes: float, rounds: int) -> None:
             flush=True,
         )
         gains = []
+        parts = [(number,) for number in range(PARTS)]
         for _ in range(max(1, rounds // 2)):
             walls = []
             for jobs in (1, 2):
-                spans = [
-                    result
-                    for _, result, _ in run_in_processes([(0,), (1,)], jobs, Reader, (str(checkpoint), source, 2))
-                ]
+                spans = [result for _, result, _ in run_in_processes(parts, jobs, Reader, (str(checkpoint), source, 2))]
                 walls.append(max(end for _, end in spans) - min(start for start, _ in spans))
             gains.append(walls[0] / walls[1])
         print(f"two processes: {statistics.median(gains):.2f} times one ({os.cpu_count()} cores, {len(gains)} rounds)")
@@ -236,7 +235,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("speed", "memory", "sizes"))
     parser.add_argument("recordings", nargs="?", help="for sizes: folder, tar file or manifest")
     parser.add_argument("--model")
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--files", type=int, default=100_000)
     arguments = parser.parse_args()

@@ -113,7 +113,9 @@ def models_command() -> None:
             _quality(folder / CARD_NAME),
         )
     console.print(table)
-    console.print(f"{SHIPPED_MODEL.parent}: --model takes any of them that has weights", highlight=False, soft_wrap=True)
+    console.print(
+        f"{SHIPPED_MODEL.parent}: --model takes any of them that has weights", highlight=False, soft_wrap=True
+    )
 
 
 def _speed(path: Path) -> str:

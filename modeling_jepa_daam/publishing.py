@@ -38,7 +38,7 @@ def publish(
         private: Whether a new repository is private; as the Hub has it by default if `None`. One that is there must be
             as this says.
         revision: Branch, made from `main` if it is not there; `main` if `None`.
-        create_pr: Whether to open a pull request in place of changing `main`.
+        create_pr: Whether to open a pull request in place of changing `main`; it may propose other weights.
         tags: Of the card, beside its own and `TAGS`.
         message: Of the commit.
         replace: Whether weights that are there may be replaced by others.
@@ -67,7 +67,7 @@ def publish(
         if there is not None:
             if private is not None and there.private is not None and there.private != private:
                 raise ValueError(f"`private`: {repo_id} is {'private' if there.private else 'public'} already")
-            if not replace:
+            if not replace and not create_pr:
                 _refuse_other_weights(folder, files, there)
         operations: list[CommitOperation] = [CommitOperationAdd(file.as_posix(), folder / file) for file in files]
         operations.append(CommitOperationAdd(CARD_NAME, _tagged(card, folder, tags)))

@@ -78,7 +78,10 @@ def check_folder(folder: Path, recordings: Path = RECORDINGS) -> Iterator[tuple[
         sound = sound and not found
         yield title, found
     if sound:
-        yield "every auto class loads in a fresh process, and the tokens are those noted", list(_loads(folder, recordings))
+        yield (
+            "every auto class loads in a fresh process, and the tokens are those noted",
+            list(_loads(folder, recordings)),
+        )
 
 
 def _weights(folder: Path, files: list[Path]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """A small Hub on 127.0.0.1: the parts of its API that `huggingface_hub` calls to publish and to load a model.
 
 Repositories live in memory. Every write needs `TOKEN`, and so does reading a private repository. Large files go through
-LFS in one piece, as where `HF_HUB_DISABLE_XET=1`.
+LFS in one piece, as where `HF_HUB_DISABLE_XET=1`, to and from a storage at another port, which must not see the token.
 """
 
 import base64
@@ -38,7 +38,9 @@ class Blob:
         """Git's name of it: of a large file, that of its pointer."""
         content = self.content
         if self.lfs:
-            content = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(content)}\n".encode()
+            content = (
+                f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(content)}\n".encode()
+            )
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
     @property
@@ -65,7 +67,7 @@ class Repository:
         return self.refs.get(revision, revision if revision in self.commits else None)
 
 
-class Problem(Exception):
+class RefusedError(Exception):
     """An answer other than 200."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
@@ -83,7 +85,7 @@ class HubServer:
         broken: SHA-256 of large files in the middle of which the connection breaks when they are sent here.
         cut: The same, when they are fetched from here, once each.
         ranges: Ranges that were asked for.
-        unknown: Requests that it does not understand; a test expects none.
+        unknown: Requests that it does not understand, or that give the token away; a test expects none.
     """
 
     def __init__(self) -> None:
@@ -102,20 +104,17 @@ class HubServer:
         class Handler(_Handler):
             server_state = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
+        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
+        for server in self._servers:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.url, self.storage = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """What a revision holds, but for `.gitattributes`."""
@@ -145,9 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with self.hub.lock:
                 answer = self._answer(parts.path)
-        except Problem as problem:
-            headers = {"X-Error-Message": str(problem)} | ({"X-Error-Code": problem.code} if problem.code else {})
-            answer = _json({"error": str(problem)}, problem.status, headers)
+        except RefusedError as refused:
+            headers = {"X-Error-Message": str(refused)} | ({"X-Error-Code": refused.code} if refused.code else {})
+            answer = _json({"error": str(refused)}, refused.status, headers)
         self._send(answer)
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 (http.server's names)
@@ -175,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             if match and self.command in method.split():
                 return serve(self, *(unquote(group) for group in match.groups() if group is not None))
         self.hub.unknown.append(f"{self.command} {self.path}")
-        raise Problem(404, "no such route")
+        raise RefusedError(404, "no such route")
 
     # Who asks
 
@@ -183,37 +182,45 @@ class _Handler(BaseHTTPRequestHandler):
     def known(self) -> bool:
         authorization = self.headers.get("Authorization")
         if authorization not in (None, f"Bearer {TOKEN}"):
-            raise Problem(401, "Invalid credentials in Authorization header")
+            raise RefusedError(401, "Invalid credentials in Authorization header")
         return authorization is not None
+
+    def _note_token(self) -> None:
+        if self.headers.get("Authorization"):
+            self.hub.unknown.append(f"the token went to storage: {self.command} {self.path}")
 
     def _writer(self) -> None:
         if not self.known:
-            raise Problem(401, "Invalid username or password.")
+            raise RefusedError(401, "Invalid username or password.")
 
     def _repository(self, repo_id: str) -> Repository:
         repository = self.hub.repositories.get(repo_id)
         known = self.known
         if repository is None or (repository.private and not known):
-            raise Problem(404 if known else 401, "Repository not found", "RepoNotFound")
+            raise RefusedError(404 if known else 401, "Repository not found", "RepoNotFound")
         return repository
 
     def _revision(self, repo_id: str, revision: str) -> tuple[Repository, str]:
         repository = self._repository(repo_id)
         sha = repository.resolve(revision)
         if sha is None:
-            raise Problem(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return repository, sha
 
     # What they ask
 
     def whoami(self) -> Answer:
         self._writer()
-        return _json({"type": "user", "name": "tester", "fullname": "Tester", "orgs": [], "auth": {"type": "access_token"}})
+        return _json(
+            {"type": "user", "name": "tester", "fullname": "Tester", "orgs": [], "auth": {"type": "access_token"}}
+        )
 
     def validate_yaml(self) -> Answer:
         content = json.loads(self.body)["content"]
         data = yaml.safe_load(content.split("---")[1]) or {}
-        errors = [] if data.get("license") in LICENCES else [{"message": f'"license" must be one of {sorted(LICENCES)}'}]
+        errors = (
+            [] if data.get("license") in LICENCES else [{"message": f'"license" must be one of {sorted(LICENCES)}'}]
+        )
         return _json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def create(self) -> Answer:
@@ -245,14 +252,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refs(self, repo_id: str) -> Answer:
         repository = self._repository(repo_id)
-        branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha} for name, sha in repository.refs.items()]
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha} for name, sha in repository.refs.items()
+        ]
         return _json({"branches": branches, "converts": [], "tags": [], "pullRequests": []})
 
     def branch(self, repo_id: str, branch: str) -> Answer:
         self._writer()
         repository = self._repository(repo_id)
         if branch in repository.refs:
-            raise Problem(409, f"Reference already exists: {branch}")
+            raise RefusedError(409, f"Reference already exists: {branch}")
         repository.refs[branch] = repository.refs["main"]
         return _json({})
 
@@ -276,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
             told: dict[str, Any] = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.hub.objects:
                 verify = {"href": f"{self.hub.url}/lfs-verify/{asked['oid']}"}
-                told["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{asked['oid']}"}, "verify": verify}
+                told["actions"] = {"upload": {"href": f"{self.hub.storage}/lfs/{asked['oid']}"}, "verify": verify}
             objects.append(told)
         return _json({"transfer": "basic", "objects": objects})
 
@@ -284,6 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         """A large file; the connection may break in its middle."""
         oid = path.removeprefix("/lfs/")
         length = int(self.headers.get("Content-Length") or 0)
+        self._note_token()
         with self.hub.lock:
             self.hub.received.append(oid)
         if oid in self.hub.broken:
@@ -301,7 +311,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_verify(self, oid: str) -> Answer:
         if oid not in self.hub.objects:
-            raise Problem(404, "no such object")
+            raise RefusedError(404, "no such object")
         return _json({})
 
     def commit(self, repo_id: str, revision: str) -> Answer:
@@ -312,12 +322,12 @@ class _Handler(BaseHTTPRequestHandler):
             item = json.loads(line)
             value = item["value"]
             if item["key"] == "header" and value.get("parentCommit", sha) != sha:
-                raise Problem(412, "A commit has happened since. Please refresh and try again.")
+                raise RefusedError(412, "A commit has happened since. Please refresh and try again.")
             if item["key"] == "file":
                 files[value["path"]] = Blob(base64.b64decode(value["content"]), lfs=False)
             elif item["key"] == "lfsFile":
                 if value["oid"] not in self.hub.objects:
-                    raise Problem(400, f"LFS pointer of {value['path']} points to a file that does not exist")
+                    raise RefusedError(400, f"LFS pointer of {value['path']} points to a file that does not exist")
                 files[value["path"]] = Blob(self.hub.objects[value["oid"]], lfs=True)
             elif item["key"] == "deletedFile":
                 del files[value["path"]]
@@ -339,10 +349,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers |= {"ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         if blob.lfs:  # from another place, as the Hub does
             headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.content))}
-            return 302, headers | {"Location": f"{self.hub.url}/lfs-content/{blob.sha256}"}, b""
+            return 302, headers | {"Location": f"{self.hub.storage}/lfs-content/{blob.sha256}"}, b""
         return self._ranged(blob.content, headers)
 
     def lfs_content(self, oid: str) -> Answer:
+        self._note_token()
         return self._ranged(self.hub.objects[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
 
     def _ranged(self, content: bytes, headers: dict[str, str]) -> Answer:
@@ -352,7 +363,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.ranges.append(asked[0])
         start, end = int(asked[1]), int(asked[2] or len(content) - 1)
         if start >= len(content):
-            raise Problem(416, "range not satisfiable")
+            raise RefusedError(416, "range not satisfiable")
         part = content[start : end + 1]
         told = f"bytes {start}-{start + len(part) - 1}/{len(content)}"
         return 206, headers | {"Content-Range": told, "Content-Length": str(len(part))}, part

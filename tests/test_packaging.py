@@ -30,7 +30,9 @@ def settings() -> configparser.ConfigParser:
 def built(tmp_path_factory) -> Path:
     """Folder with the wheel and the source distribution of what git would ship."""
     place = tmp_path_factory.mktemp("build")
-    left_out = shutil.ignore_patterns(".git", ".venv", "build", "dist", "runs", "hub_configs", "*.egg-info", "__pycache__")
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv", "build", "dist", "runs", "hub_configs", "*.egg-info", "__pycache__"
+    )
     shutil.copytree(ROOT, place / "tree", ignore=left_out)
     # From the source distribution, as `python -m build` does, so that it is known to be whole.
     subprocess.run(
@@ -77,7 +79,8 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
 @pytest.mark.slow
 def test_the_source_distribution_has_no_tests_and_no_data(built):
     (archive,) = built.glob("*.tar.gz")
-    names = {name.split("/", 1)[1] for name in tarfile.open(archive).getnames() if "/" in name}
+    with tarfile.open(archive) as members:
+        names = {name.split("/", 1)[1] for name in members.getnames() if "/" in name}
     assert {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff"} <= names
     assert not [name for name in names if name.startswith(("tests", "hub_configs", "training"))]
 

@@ -29,10 +29,11 @@ from modeling_jepa_daam.publishing import TAGS, publish
 from modeling_jepa_daam.publishing_checks import FRESH_PROCESS, check_folder, published_files
 from training import model_card
 
-from .conftest import ROOT, SPEECH
+from .conftest import HUB_CONFIGS, SPEECH
 from .hub_server import TOKEN, HubServer
 
 REPO = "tester/nano"
+SHIPPED = [folder for folder in HUB_CONFIGS if (folder / "model.safetensors").exists()]
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +83,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.as_posix(): (folder / file).read_bytes() for file in published_files(folder)}
 
 
-def load_elsewhere(hub: HubServer, place: Path, repo_ids: list[str], token: str | None = TOKEN):
-    """Tokens' digests by a process that has only the server, and none of this machine's caches."""
+def load_elsewhere(hub: HubServer, place: Path, *repo_ids: str) -> list[dict[str, str]]:
+    """Digests of tokens by a process that has only the server, and none of this machine's caches."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(place), "HF_HUB_DISABLE_XET": "1"}
-    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "PYTHONPATH"):
-        environment.pop(name, None)
-    if token is not None:
-        environment["HF_TOKEN"] = token
-    program = "import sys\nfor each in sys.argv.pop(1).split(): sys.argv.insert(1, each); exec(PROGRAM); del sys.argv[1]"
-    return subprocess.run(
-        [sys.executable, "-c", program.replace("PROGRAM", repr(FRESH_PROCESS)), " ".join(repo_ids), str(SPEECH)],
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+    program = "import sys\nclip, *ids = sys.argv[1:]\n"
+    program += f"for each in ids:\n    sys.argv = ['', each, clip]\n    exec({FRESH_PROCESS!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(SPEECH), *repo_ids],
         cwd=place,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_a_checkpoint_goes_to_the_hub_and_loads_in_a_fresh_process(hub, ready, nano_tokenizer, tmp_path):
@@ -116,19 +117,18 @@ def test_a_checkpoint_goes_to_the_hub_and_loads_in_a_fresh_process(hub, ready, n
         part.push_to_hub("tester/parts", private=True)
     weights = sha256_of(ready / "model.safetensors")
     hub.cut = {weights}
-    done = load_elsewhere(hub, tmp_path, [REPO, "tester/parts"])
-    assert done.returncode == 0, done.stderr
     (noted,) = json.loads((ready / "tokens.json").read_text()).values()
-    assert [list(json.loads(line).values()) for line in done.stdout.splitlines()] == [[noted], [noted]]
+    assert load_elsewhere(hub, tmp_path, REPO, "tester/parts") == [{str(SPEECH): noted}] * 2
     half = (ready / "model.safetensors").stat().st_size // 2
     assert f"bytes={half}-" in hub.ranges, "a download that broke went on where it was"
 
 
-def test_nobody_loads_a_private_repository_without_the_token(hub, ready, tmp_path):
+def test_nobody_loads_a_private_repository_without_the_token(hub, ready, monkeypatch):
     publish(ready, REPO, private=True)
-    done = load_elsewhere(hub, tmp_path, [REPO], token=None)
-    assert done.returncode != 0
-    assert "private repository" in done.stderr
+    assert JepaDaamConfig.from_pretrained(REPO).weights_sha256 == sha256_of(ready / "model.safetensors")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(OSError, match="private repository"):
+        JepaDaamConfig.from_pretrained(REPO, force_download=True)
 
 
 def test_a_broken_connection_publishes_nothing_and_the_same_command_goes_on(hub, folder, monkeypatch):
@@ -270,7 +270,7 @@ def remove(name: str):
         (rewrite("README.md", "license: apache-2.0", "license: [mit"), "README.md: "),
         (add("notes.txt", TOKEN.encode()), "notes.txt holds a token of the Hub"),
         (add("key", b"-----BEGIN OPENSSH PRIVATE KEY-----"), "key holds a private key"),
-        (add("notes.txt", "from /home/me/speech.wav".encode()), "notes.txt names a path of one machine: /home/me/speech.wav"),
+        (add("notes.txt", b"from /home/me/a.wav"), "notes.txt names a path of one machine: /home/me/a.wav"),
         (add("notes.txt", rb"C:\Users\me\speech.wav"), "notes.txt names a path of one machine"),
         (remove("tokens.json"), "no tokens.json"),
         (add("tokens.json", b'{"nowhere.flac": ""}'), "nowhere.flac, which is neither in the folder nor in"),
@@ -294,6 +294,14 @@ def test_what_is_wrong_is_told_and_not_sent(hub, folder):
     assert not hub.repositories
 
 
+@pytest.mark.parametrize("shipped", SHIPPED, ids=lambda folder: folder.name)
+def test_the_folders_that_ship_are_those_of_the_hub(hub, shipped):
+    """With `test_the_card_is_what_its_files_say` and `test_folders_of_hub_configs_hold_the_code_that_saving_writes`."""
+    assert [problem for _, found in check_folder(shipped) for problem in found] == []
+    publish(shipped, "tester/shipped")
+    assert hub.files("tester/shipped") == contents(shipped)
+
+
 def test_hidden_files_stay_here(folder):
     before = published_files(folder)
     (folder / ".cache").mkdir()
@@ -313,7 +321,7 @@ def test_wrong_usage_is_told(ready, tmp_path):
 def test_models_are_listed_from_their_folders():
     result = CliRunner().invoke(app, ["models"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    for folder in sorted((ROOT / "hub_configs").glob("jepa-*")):
+    for folder in HUB_CONFIGS:
         assert folder.name in result.output
     assert "187.8M" in result.output
 

@@ -335,8 +335,8 @@ def cost_of(training: Sequence[dict]) -> str:
     machines = "; ".join(dict.fromkeys(run["machine"] for run in training))
     return (
         f"Training steps took {hours:.1f} hours, at most {cores:.1f} hours of CPU cores ({machines}). Energy was not "
-        f"measured: at an assumed {WATTS_PER_CORE} W a core it is {cores * WATTS_PER_CORE / 1000:.2f} kWh. Evaluations, "
-        "and the trials that led here, are not counted."
+        f"measured: at an assumed {WATTS_PER_CORE} W a core it is {cores * WATTS_PER_CORE / 1000:.2f} kWh. "
+        "Evaluations, and the trials that led here, are not counted."
     )
 
 

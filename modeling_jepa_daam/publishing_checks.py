@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
@@ -162,7 +163,7 @@ def _card(folder: Path) -> Iterator[str]:
         return
     try:
         data = ModelCard.load(folder / CARD_NAME).data
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, yaml.YAMLError) as error:
         yield f"{CARD_NAME}: {error}"
         return
     if not isinstance(data.license, str) or not data.license:

@@ -19,6 +19,7 @@ import yaml
 
 TOKEN = "hf_" + "localtest" * 4
 LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "other"}
+NOT_SERVED = {"/api/agent-harnesses"}  # which programs call the library: it does without
 LFS_SUFFIXES = (".safetensors", ".bin", ".flac", ".opus", ".png")
 
 
@@ -173,7 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, path)
             if match and self.command in method.split():
                 return serve(self, *(unquote(group) for group in match.groups() if group is not None))
-        self.hub.unknown.append(f"{self.command} {self.path}")
+        if path not in NOT_SERVED:
+            self.hub.unknown.append(f"{self.command} {self.path}")
         raise RefusedError(404, "no such route")
 
     # Who asks
@@ -219,7 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = json.loads(self.body)["content"]
         data = yaml.safe_load(content.split("---")[1]) or {}
         errors = (
-            [] if data.get("license") in LICENCES else [{"message": f'"license" must be one of {sorted(LICENCES)}'}]
+            []
+            if data.get("license", "other") in LICENCES
+            else [{"message": f'"license" must be one of {sorted(LICENCES)}'}]
         )
         return _json({"errors": errors, "warnings": []}, 400 if errors else 200)
 

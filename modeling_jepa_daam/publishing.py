@@ -131,9 +131,9 @@ def _refuse_other_weights(folder: Path, files: list[Path], there: ModelInfo) -> 
 
 def _tagged(card: ModelCard, folder: Path, tags: Sequence[str]) -> bytes:
     """The card with all tags; as it lies in the folder if it has them."""
-    own = card.data.tags or []
+    own = card.data.get("tags") or []
     missing = [tag for tag in dict.fromkeys((*TAGS, *tags)) if tag not in own]
     if not missing:
         return (folder / CARD_NAME).read_bytes()
-    card.data.tags = [*own, *missing]
+    card.data["tags"] = [*own, *missing]
     return str(card).encode()

@@ -234,7 +234,7 @@ def test_speed_stands_beside_that_of_rivals(whole):
 
 def test_bias_and_cost_are_reckoned_from_the_data(whole):
     text = card_of(whole)
-    assert "Of 8.6 hours heard in training, 6.1 hours of English," in text
+    assert "It heard 8.6 hours in training, 6.1 hours of English," in text
     assert "4.1 hours are of 5 speakers alone" in text
     assert "at an assumed 10 W a core it is 0.00 kWh" in text
     runs = json.loads((whole / "training.json").read_text())

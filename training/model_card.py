@@ -323,7 +323,7 @@ def bias_of(training: Recordings) -> str:
     single = {source: told["hours"] for source, told in training.items() if len(told["speakers"].keys()) == 1
               and "unknown" not in told["speakers"]}  # fmt: skip
     return (
-        f"Of {hours:.1f} hours heard in training, {languages_of(training)}; {sum(single.values()):.1f} hours are of "
+        f"It heard {hours:.1f} hours in training, {languages_of(training)}; {sum(single.values()):.1f} hours are of "
         f"{len(single)} speakers alone. How old speakers are, and of which sex or region, is not recorded here."
     )
 

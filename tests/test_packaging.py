@@ -45,7 +45,7 @@ def test_the_citation_has_what_the_format_needs(settings):
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["cff-version"] == "1.2.0"
     assert citation["version"] == __version__
-    assert citation["license"] == settings["metadata"]["license"]
+    assert citation["license"] == settings["metadata"]["license_expression"]
     assert citation["type"] == "software"
     assert citation["title"]
     assert citation["message"]

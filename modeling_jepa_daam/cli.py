@@ -29,13 +29,14 @@ from .cli_common import (
     DtypeOption,
     ModelOption,
     console,
+    count_parameters,
     errors,
     fail,
     load_config,
     load_tokenizer,
 )
+from .cli_hub import models_command, push_command
 from .corpus.command import tokenize_corpus_command
-from .modeling_jepa_daam import JepaDaamModel
 from .salience import daam_gates
 from .token_file import TokenFileError, read_token_file, write_token_file
 
@@ -163,9 +164,7 @@ def info(
 ) -> None:
     """Print a model's rates, vocabulary and sizes."""
     config = load_config(model)
-    with torch.device("meta"):
-        codec = JepaDaamModel(config)
-    size = {name: sum(p.numel() for p in getattr(codec, name).parameters()) for name in ("encoder", "decoder")}
+    size = count_parameters(config)
     weights = "as its model card says"
     if config.untrained_seed is not None:
         weights = f"untrained, seed {config.untrained_seed}"
@@ -354,6 +353,8 @@ def bench(
 
 
 app.command("tokenize-corpus")(tokenize_corpus_command)
+app.command("push")(push_command)
+app.command("models")(models_command)
 
 
 @app.command(

@@ -5,11 +5,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from .configuration_jepa_daam import JepaDaamConfig
+from .modeling_jepa_daam import JepaDaamModel
 from .tokenization_jepa_daam import JepaAudioTokenizer
 
 EXIT_SOME_FAILED, EXIT_USAGE = 1, 2
@@ -26,6 +28,10 @@ class Dtype(StrEnum):
 
 
 SHIPPED_MODEL = Path(__file__).parents[1] / "hub_configs" / "jepa-daam-24khz-small"
+NO_WEIGHTS = (
+    "no model: this installation came without any, they lie in hub_configs/ of the repository. Clone it, or give "
+    "--model a checkpoint folder or a Hub id"
+)
 SHIPPED_HELP = "the clone's hub_configs/jepa-daam-24khz-small"
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Checkpoint folder or Hub id.", show_default=SHIPPED_HELP)
@@ -43,13 +49,20 @@ def fail(message: str) -> typer.Exit:
 def load_config(model: str) -> JepaDaamConfig:
     """The configuration of a folder or Hub id, or a message and exit code 2."""
     if model == str(SHIPPED_MODEL) and not SHIPPED_MODEL.is_dir():
-        raise fail("--model is missing: the trained model lies in the repository, not in the package")
+        raise fail(NO_WEIGHTS)
     if not Path(model).is_dir() and not HUB_ID.fullmatch(model):
         raise fail(f"no such folder: {model}")
     try:
         return JepaDaamConfig.from_pretrained(model)
     except (OSError, ValueError, TypeError) as error:
         raise fail(f"{model} is neither a folder with a config.json of ours nor such a Hub id: {error}") from error
+
+
+def count_parameters(config: JepaDaamConfig) -> dict[str, int]:
+    """Parameters of the encoder and of the decoder."""
+    with torch.device("meta"):
+        codec = JepaDaamModel(config)
+    return {name: sum(p.numel() for p in getattr(codec, name).parameters()) for name in ("encoder", "decoder")}
 
 
 def load_tokenizer(model: str, device: str, dtype: Dtype) -> JepaAudioTokenizer:

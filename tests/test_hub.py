@@ -129,6 +129,13 @@ def test_shipped_code_follows_the_import_rule(nano_folder):
                 assert names <= SHIPPED_TOP_LEVEL_IMPORTS | set(sys.stdlib_module_names), f"{path.name}: {names}"
 
 
+@pytest.mark.parametrize("folder", HUB_CONFIGS, ids=lambda folder: folder.name)
+def test_folders_of_hub_configs_hold_the_code_that_saving_writes(folder, nano_folder):
+    links = {path.name: path.resolve() for path in folder.glob("*.py")}
+    shipped = {path.name: ROOT / "modeling_jepa_daam" / path.name for path in nano_folder.glob("*.py")}
+    assert links == shipped, "python -m training.hub_folders hub_configs/*/"
+
+
 def test_the_package_never_imports_the_training_code():
     for path in (ROOT / "modeling_jepa_daam").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) training\b", path.read_text(), flags=re.MULTILINE), path.name

@@ -111,6 +111,17 @@ def whole(checkpoint, runs, tmp_path) -> Path:
     row = {key: {"mean": 0.25, "clips": 8, "interval": None} for key in ("tokens_changed", "digits_changed")}
     robustness = {"checkpoint": str(checkpoint), "table": {"gain -20 dB": row, "of no interest": row}, "clips": {}}
     (result / "robustness.json").write_text(json.dumps(robustness))
+    rows = [
+        {"spec": spec, "direction": direction, "batch": 1, "times_real_time": speed, "seconds": [1.0], "peak_bytes": 1}
+        for spec, direction, speed in (
+            (f"jepa:{checkpoint}", "encode", 123.4),
+            (f"jepa:{checkpoint}", "decode", 56.7),
+            ("model:mimi", "encode", 8.9),
+            ("model:mimi", "decode", 10.0),
+        )
+    ]
+    speed = {"machine": "x86_64", "torch": "2", "seconds": 3.0, "threads": 2, "rounds": 3, "recording": "/secret/a.wav"}
+    (result / "speed.json").write_text(json.dumps(speed | {"rows": rows}))
     model_card.evaluation_command(checkpoint, [result])
     index = {
         "weights_sha256": sha256_of(checkpoint / "model.safetensors"),
@@ -139,8 +150,8 @@ def card_of(folder: Path) -> str:
 
 def test_the_card_has_all_parts_and_metadata_of_the_hub(whole):
     text = card_of(whole)
-    parts = ["Use", "How good it is", "What the tokens hold", "The bars", "Samples", "Training", "Data"]
-    parts += ["Limits", "Misuse", "Environmental cost", "Licence and citation"]
+    parts = ["Use", "How good it is", "What the tokens hold", "The bars", "Speed", "Samples", "Training", "Data"]
+    parts += ["Limits", "Bias and misuse", "Environmental cost", "Licence and citation"]
     assert re.findall("^## (.+)", text, re.MULTILINE) == parts
     metadata = yaml.safe_load(text.split("---")[1])
     assert metadata["library_name"] == "transformers"
@@ -213,7 +224,7 @@ def test_a_computed_code_is_no_training(checkpoint, runs, tmp_path):
 
 def test_what_is_missing_is_left_out(checkpoint):
     text = card_of(checkpoint)
-    assert re.findall("^## (.+)", text, re.MULTILINE) == ["Use", "Limits", "Misuse", "Licence and citation"]
+    assert re.findall("^## (.+)", text, re.MULTILINE) == ["Use", "Limits", "Bias and misuse", "Licence and citation"]
     assert "|---|" in text, "its parameters are known"
     assert "model-index" not in text
     assert "datasets" not in yaml.safe_load(text.split("---")[1])
@@ -229,6 +240,30 @@ def test_rates_and_parameters_are_those_of_the_files(checkpoint, nano_tokenizer)
     assert sha256_of(checkpoint / "model.safetensors") in text
 
 
+def test_speed_stands_beside_that_of_rivals(whole):
+    text = card_of(whole)
+    assert "| some-model | 1 | 123.4 | 56.7 |\n| model:mimi | 1 | 8.9 | 10.0 |" in text
+    assert "clips of 3 s, 2 threads, median of 3" in text
+
+
+def test_bias_and_cost_are_reckoned_from_the_data(whole):
+    text = card_of(whole)
+    assert "It heard 8.6 hours in training, 6.1 hours of English," in text
+    assert "4.1 hours are of 5 speakers alone" in text
+    assert "at an assumed 10 W a core it is 0.00 kWh" in text
+    runs = json.loads((whole / "training.json").read_text())
+    runs[0]["minutes"] = 6000
+    (whole / "training.json").write_text(json.dumps(runs))
+    assert "at an assumed 10 W a core it is 2.00 kWh" in card_of(whole)
+
+
+def test_untrained_weights_are_told(whole):
+    assert "**Untrained**: the weights were drawn from seed 0" in card_of(whole)
+    config = json.loads((whole / "config.json").read_text())
+    (whole / "config.json").write_text(json.dumps(config | {"untrained_seed": None}))
+    assert "Untrained" not in card_of(whole)
+
+
 def test_the_use_that_it_shows_runs(checkpoint, monkeypatch, capsys):
     (block,) = re.findall("```python\n(.+?)```", card_of(checkpoint), re.DOTALL)
     assert len(block.strip().splitlines()) <= 10
@@ -240,7 +275,7 @@ def test_the_use_that_it_shows_runs(checkpoint, monkeypatch, capsys):
     assert len(scope["waveform"]) == len(scope["ids"]) // 19 * 9600
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "robustness.json", "samples/samples.json"])
+@pytest.mark.parametrize("name", ["evaluation.json", "robustness.json", "speed.json", "samples/samples.json"])
 def test_figures_of_other_weights_are_refused(whole, name):
     told = json.loads((whole / name).read_text())
     (whole / name).write_text(json.dumps(told | {"weights_sha256": "0" * 64}))

@@ -26,13 +26,14 @@ def test_its_python_lines_run_in_the_clone(tmp_path, monkeypatch, capsys):
 
 
 def test_nothing_was_left_to_fill_in():
-    text = README.replace("ACCELERATE_USE_CPU", "")
+    text = README.replace("ACCELERATE_USE_CPU", "").replace("HF_TOKEN", "")
     assert not re.findall(r"[A-Z]{2,}_[A-Z]{2,}|TODO|TBD|\?\?", text)
 
 
 def test_it_lists_the_commands_there_are():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     expected = {"info", "init", "encode", "decode", "reconstruct", "plot", "bench", "evaluate", "tokenize-corpus"}
+    expected |= {"push", "models"}
     assert commands == expected
     assert all(re.search(rf"jepa-audio {name}|`{name}`", README) for name in commands)
 

@@ -5,6 +5,7 @@ from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint
 from tests.conftest import TINY, noise
 from training import ship as module
+from training.hub_folders import code_files
 from training.ship import ship
 
 
@@ -21,7 +22,7 @@ def test_what_ships_loads_and_takes_the_place_of_what_did(tmp_path):
         ids.append(JepaAudioTokenizer.from_pretrained(folder)(noise(600), sampling_rate=24000)["input_ids"])
     assert ids[0] != ids[1]
     assert (folder / "README.md").read_text() == "stays"
-    assert not list(folder.glob("*.py"))
+    assert sorted(path.resolve() for path in folder.glob("*.py")) == code_files()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run-0", "run-1", "shipped"]
 
 

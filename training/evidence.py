@@ -245,3 +245,21 @@ def token_digests(folder: Path, recordings: Iterable[Path]) -> dict[str, str]:
         path.name: hashlib.sha256(np.array(tokenizer(str(path))["input_ids"], dtype="<i8").tobytes()).hexdigest()
         for path in recordings
     }
+
+
+def describe_speed(folder: Path, result: Path) -> dict[str, Any]:
+    """What `training.codec_speed` found of the checkpoint that ships and of rivals.
+
+    Raises:
+        ValueError: If these weights are not in it.
+    """
+    measured = json.loads(result.read_text())
+    weights = sha256_of(folder / WEIGHTS)
+    rows = [
+        {**row, "spec": folder.name if _is_checkpoint_of(row["spec"], weights) else portable_spec(row["spec"])}
+        for row in measured.pop("rows")
+    ]
+    if not any(row["spec"] == folder.name for row in rows):
+        raise ValueError(f"`results`: {result} was not made with the weights of {folder}")
+    settings = {key: portable(value) if isinstance(value, str) else value for key, value in measured.items()}
+    return {"weights_sha256": weights, **settings, "rows": rows}

@@ -32,6 +32,7 @@ from .evidence import (
     describe_evaluations,
     describe_robustness,
     describe_run,
+    describe_speed,
     portable_path,
     this_machine,
     token_digests,
@@ -76,6 +77,7 @@ LOG_COLUMNS = {
     "held_out/loss/predict": "loss",
     "held_out/loss/recording_mean": "loss of each recording's mean",
 }
+WATTS_PER_CORE = 10  # assumed: a share of a server's processor, memory and fans
 LANGUAGES = {"en": "English", "nl": "Dutch", "fr": "French", "cmn": "Mandarin", "unknown": "unknown languages"}
 INTRODUCTION = (
     "Means over clips (error rates: ratios of sums), with 95 % bootstrap intervals over speakers where there are "
@@ -93,8 +95,9 @@ def render(folder: Path) -> str:
         raise ValueError(f"`folder`: no config.json in {folder}")
     config = JepaDaamConfig.from_pretrained(folder)
     weights = describe_weights(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else None
-    evaluation, robustness, samples = (
-        _read(folder / name, weights) for name in ("evaluation.json", "robustness.json", "samples/samples.json")
+    evaluation, robustness, speed, samples = (
+        _read(folder / name, weights)
+        for name in ("evaluation.json", "robustness.json", "speed.json", "samples/samples.json")
     )
     training, recordings = _read(folder / "training.json"), _read(folder / "recordings.json")
     name = folder.absolute().name
@@ -111,6 +114,7 @@ def render(folder: Path) -> str:
         quality=quality_tables(evaluation) if evaluation else [],
         tokens=tokens_table(evaluation) if evaluation else "",
         bars=judge(evaluation) if evaluation else [],
+        speed=speed | {"table": speed_table(speed)} if speed else None,
         samples=samples,
         training=[run | {"log_table": log_table(run)} for run in training or []],
         recordings=describe_recordings(recordings) if recordings else None,
@@ -120,6 +124,7 @@ def render(folder: Path) -> str:
             "robustness": robustness_table(robustness["table"]) if robustness else "",
             "languages": languages_of(recordings["training"]) if recordings else "",
         },
+        bias=bias_of(recordings["training"]) if recordings else "",
         cost=cost_of(training) if training else "",
     )
     return str(card).rstrip() + "\n"
@@ -233,6 +238,15 @@ def tokens_table(evaluation: dict) -> str:
     return token_table(measured) if measured else ""
 
 
+def speed_table(speed: dict) -> str:
+    """A line a codec and batch size."""
+    found: dict[tuple[str, int], dict[str, str]] = collections.defaultdict(dict)
+    for row in speed["rows"]:
+        found[row["spec"], row["batch"]][row["direction"]] = f"{row['times_real_time']:.1f}"
+    rows = [[spec, str(batch), cells["encode"], cells["decode"]] for (spec, batch), cells in found.items()]
+    return markdown_table(["system", "batch", "encoding", "decoding"], rows)
+
+
 def limits_table(evaluation: dict) -> str:
     """A line a set: our figures, and the word errors of the originals."""
     sets = ordered_sets(evaluation)
@@ -303,14 +317,26 @@ def languages_of(training: Recordings) -> str:
     return ", ".join(f"{count:.1f} hours of {language}" for language, count in hours.most_common())
 
 
+def bias_of(training: Recordings) -> str:
+    """How much of what was heard is of one language, and of few speakers."""
+    hours = sum(told["hours"] for told in training.values())
+    single = {source: told["hours"] for source, told in training.items() if len(told["speakers"].keys()) == 1
+              and "unknown" not in told["speakers"]}  # fmt: skip
+    return (
+        f"It heard {hours:.1f} hours in training, {languages_of(training)}; {sum(single.values()):.1f} hours are of "
+        f"{len(single)} speakers alone. How old speakers are, and of which sex or region, is not recorded here."
+    )
+
+
 def cost_of(training: Sequence[dict]) -> str:
     """Hours of training steps, and at most how many hours of CPU cores they took."""
     hours = sum(run["minutes"] for run in training) / 60
     cores = sum(run["minutes"] * run["cores"] for run in training) / 60
     machines = "; ".join(dict.fromkeys(run["machine"] for run in training))
     return (
-        f"Training steps took {hours:.1f} hours, at most {cores:.1f} hours of CPU cores ({machines}). Evaluations, and "
-        "the trials that led here, are not counted."
+        f"Training steps took {hours:.1f} hours, at most {cores:.1f} hours of CPU cores ({machines}). Energy was not "
+        f"measured: at an assumed {WATTS_PER_CORE} W a core it is {cores * WATTS_PER_CORE / 1000:.2f} kWh. "
+        "Evaluations, and the trials that led here, are not counted."
     )
 
 
@@ -355,13 +381,14 @@ def evaluation_command(
     folder: Checkpoint,
     results: Annotated[list[Path], typer.Argument(help="Folders that training.evaluate_tokenizer wrote.")],
 ) -> None:
-    """Take over what evaluations, and `training.robustness` in the same folders, found of these weights."""
+    """Take over what evaluations, `training.robustness` and `training.codec_speed` in these folders found."""
     typer.echo(f"figures: {write_json(folder / 'evaluation.json', describe_evaluations(folder, results))}")
-    measured = [result / "robustness.json" for result in results if (result / "robustness.json").is_file()]
-    if len(measured) > 1:
-        raise ValueError(f"`results` must hold one robustness.json, got {', '.join(map(str, measured))}")
-    for file in measured:
-        typer.echo(f"robustness: {write_json(folder / 'robustness.json', describe_robustness(folder, file))}")
+    for name, describe in (("robustness.json", describe_robustness), ("speed.json", describe_speed)):
+        measured = [result / name for result in results if (result / name).is_file()]
+        if len(measured) > 1:
+            raise ValueError(f"`results` must hold one {name}, got {', '.join(map(str, measured))}")
+        for file in measured:
+            typer.echo(f"{name.removesuffix('.json')}: {write_json(folder / name, describe(folder, file))}")
 
 
 @app.command("tokens")

@@ -1,0 +1,1 @@
+../../modeling_jepa_daam/stft_front_end.py

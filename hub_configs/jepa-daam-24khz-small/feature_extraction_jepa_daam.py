@@ -1,0 +1,1 @@
+../../modeling_jepa_daam/feature_extraction_jepa_daam.py

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_jepa_daam import JepaAudioTokenizer, make_untrained_checkpoint
+from modeling_jepa_daam.corpus import command as corpus_command
 from modeling_jepa_daam.corpus import encoding, read_manifest, read_tokens, shard_paths
 from modeling_jepa_daam.corpus import run as corpus_run
 from modeling_jepa_daam.corpus.encoding import _batches, tokenize_recordings
@@ -359,6 +360,22 @@ def test_two_ranks_share_the_shards_and_the_last_writes_the_manifest(job, undist
     output = finished(start(job, "--device", "cpu", launcher=launcher))
     assert "12 recordings" in output
     assert contents(job.output) == contents(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),  # torchrun, and Accelerate by it
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # MPICH
+    ],
+)
+def test_a_process_knows_its_rank_from_any_launcher(names, monkeypatch):
+    for name, value in zip(names, ("3", "4", "1", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert [corpus_command._launched(what, -1) for what in corpus_command.LAUNCHED] == [3, 4, 1, 2]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
+    assert corpus_command._jobs(("cpu",)) == 4
 
 
 @pytest.mark.parametrize("step", ["list_entries", "_lock", "finish"])

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ def clone(tmp_path, monkeypatch) -> Path:
     for name in ("hub_configs", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path
 
 

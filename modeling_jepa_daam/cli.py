@@ -18,7 +18,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
-from .audio import read_blocks, write_audio
+from .audio import AUDIO_SUFFIXES, read_blocks, write_audio
 from .checkpoint import make_untrained_checkpoint
 from .cli_common import (
     EXIT_SOME_FAILED,
@@ -40,7 +40,6 @@ from .corpus.command import tokenize_corpus_command
 from .salience import daam_gates
 from .token_file import TokenFileError, read_token_file, write_token_file
 
-AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"})
 RESULT_SUFFIXES = frozenset({".flac", ".jepa", ".wav"})
 
 app = typer.Typer(
@@ -63,7 +62,7 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace resu
 FormatOption = Annotated[AudioFormat, typer.Option("--format", help="Format of the audio that is written.")]
 
 
-def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tuple[Path, Path]]:
+def _find(inputs: list[Path], suffixes: tuple[str, ...], output: Path) -> list[tuple[Path, Path]]:
     """Every file to work on, and its place below the output folder without its suffix."""
     if output.suffix in RESULT_SUFFIXES or (output.exists() and not output.is_dir()):
         raise fail(f"--output must be a folder, got {output}")
@@ -81,7 +80,7 @@ def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tu
         else:
             raise fail(f"no such file or folder: {path}")
     if not found:
-        raise fail(f"nothing to do: no {', '.join(sorted(suffixes))} in {', '.join(map(str, inputs))}")
+        raise fail(f"nothing to do: no {', '.join(suffixes)} in {', '.join(map(str, inputs))}")
     targets: dict[Path, Path] = {}
     for file, target in dict.fromkeys(found):
         if target in targets:
@@ -242,7 +241,7 @@ def decode(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn token files (.jepa) back into audio files."""
-    found = _find(inputs, frozenset({".jepa"}), output)
+    found = _find(inputs, (".jepa",), output)
     tokenizer = load_tokenizer(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:

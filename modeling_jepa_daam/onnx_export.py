@@ -4,17 +4,20 @@ Checks of values, chunks of long audio and context between them are no part of a
 numpy and onnxruntime alone, does them.
 """
 
+import contextlib
 import json
+import logging
 import math
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -204,8 +207,7 @@ def _write_graph(
         import onnxscript  # noqa: F401 (torch.onnx's)
     except ImportError as error:
         raise ImportError(f"ONNX graphs need onnx, onnxscript and onnxruntime: {error}") from error
-    with warnings.catch_warnings(), torch.no_grad(), MatrixFourier():
-        warnings.simplefilter("ignore")  # of torch.onnx about itself
+    with _quiet(), torch.no_grad(), MatrixFourier():
         program = torch.onnx.export(
             graph,
             (example,),
@@ -231,10 +233,24 @@ def _write_graph(
     program.save(path, external_data=False)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what torch.onnx logs, and warns of in its own code."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
 class MatrixFourier(TorchFunctionMode):
     """Within a `with` statement, Fourier transforms of real signals are products with matrices in float64.
 
-    onnxruntime's own transform rounds otherwise than PyTorch's, and errors grow in the logarithm of quiet bins.
+    A graph of them rounds as PyTorch's own transform does but for the last bit; onnxruntime's would not, and errors
+    grow in the logarithm of quiet bins.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -248,30 +264,58 @@ class MatrixFourier(TorchFunctionMode):
 
 def real_fourier(signal: Tensor, dim: int = -1) -> Tensor:
     """`torch.fft.rfft` along an axis: of `n` values, `n // 2 + 1` complex ones."""
-    samples = signal.shape[dim]
-    cosine, sine = _fourier_matrices(samples)
     values = signal.double().movedim(dim, -1)
-    spectrum = torch.complex((values @ cosine).to(signal.dtype), (values @ -sine).to(signal.dtype))
-    return spectrum.movedim(-1, dim)
+    bins = values.shape[-1] // 2 + 1
+    real, imaginary = (part[..., :bins].to(signal.dtype) for part in fourier(values, torch.zeros_like(values)))
+    return torch.complex(real, imaginary).movedim(-1, dim)
 
 
 def inverse_real_fourier(spectrum: Tensor, n: int, dim: int = -1) -> Tensor:
-    """`torch.fft.irfft` along an axis: of `n // 2 + 1` complex values, `n` real ones."""
-    cosine, sine = _fourier_matrices(n)
-    twice = torch.full((n // 2 + 1, 1), 2.0 / n, dtype=torch.float64)  # bins that stand for their mirror image too
-    twice[0] = 1.0 / n
+    """`torch.fft.irfft` along an axis: of `n // 2 + 1` complex values, `n` real ones.
+
+    The signal is the real part of the transform of the conjugate spectrum, each bin counted for its mirror image too.
+    """
+    counts = torch.full((n // 2 + 1,), 2.0, dtype=torch.float64)
+    counts[0] = 1.0
     if n % 2 == 0:
-        twice[-1] = 1.0 / n
-    real, imaginary = spectrum.real.double().movedim(dim, -1), spectrum.imag.double().movedim(dim, -1)
-    signal = real @ (twice * cosine.T) - imaginary @ (twice * sine.T)
-    return signal.to(spectrum.real.dtype).movedim(-1, dim)
+        counts[-1] = 1.0
+    padding = (0, n - len(counts))
+    real, imaginary = (
+        F.pad(part.double().movedim(dim, -1) * (counts / n), padding) for part in (spectrum.real, -spectrum.imag)
+    )
+    return fourier(real, imaginary)[0].to(spectrum.real.dtype).movedim(-1, dim)
 
 
-def _fourier_matrices(samples: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each `(samples, samples // 2 + 1)`, float64."""
-    products = torch.outer(torch.arange(samples), torch.arange(samples // 2 + 1)) % samples  # exact where phases wrap
-    angles = products.double() * (2 * math.pi / samples)
+def fourier(real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
+    """Discrete Fourier transform along the last axis, both parts `(..., n)`, float64, as two products with matrices.
+
+    Source: Cooley and Tukey 1965: with n = rows * columns, samples at `row * columns + column` are transformed over
+    rows, turned, then transformed over columns, to bins at `column * rows + row`.
+    """
+    n = real.shape[-1]
+    columns = next(count for count in range(math.isqrt(n), n + 1) if n % count == 0)
+    rows = n // columns
+    x = (part.unflatten(-1, (rows, columns)).transpose(-1, -2) for part in (real, imaginary))  # (..., columns, rows)
+    real, imaginary = _turned(*x, *_turns(rows, rows, rows), torch.matmul)
+    x = _turned(real, imaginary, *_turns(columns, rows, n), torch.mul)
+    real, imaginary = (part.transpose(-1, -2) for part in x)  # (..., rows, columns)
+    x = _turned(real, imaginary, *_turns(columns, columns, columns), torch.matmul)
+    real, imaginary = (part.transpose(-1, -2).flatten(-2) for part in x)
+    return real, imaginary
+
+
+def _turns(rows: int, columns: int, period: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of `row * column` parts of a turn of `period`: `(rows, columns)`, float64."""
+    parts = torch.outer(torch.arange(rows), torch.arange(columns)) % period
+    angles = parts.double() * (2.0 * math.pi / period)
     return angles.cos(), angles.sin()
+
+
+def _turned(
+    real: Tensor, imaginary: Tensor, cosine: Tensor, sine: Tensor, product: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Complex product with `cosine - i sine`."""
+    return product(real, cosine) + product(imaginary, sine), product(imaginary, cosine) - product(real, sine)
 
 
 def _place_values(levels: Sequence[int], group_size: int) -> Tensor:

@@ -5,8 +5,8 @@
 RECORDINGS are sound files, and folders of them. Of all, tokens are compared; of every n-th, as many as `--quality`
 says, the reconstructions. Speed is that of 12 s of the first long one, a chunk, on one thread; every round takes each
 figure once, so that other load falls on all of them; medians are printed. In 8 bits: onnxruntime's dynamic
-quantization, of matrix products alone (`int8`) and with convolutions (`int8 conv`); in float64, PyTorch's modules and the
-graph of them, which tells what rounding does.
+quantization, of matrix products alone (`int8`) and with convolutions (`int8 conv`). PyTorch in float64 tells what
+rounding does.
 """
 
 import argparse
@@ -74,9 +74,7 @@ def token_rows(model: JepaDaamModel, codecs: dict, clips: list[np.ndarray]) -> l
     rows = []
     for name in codecs:
         other, moved = tokens[name] != tokens[first], digits[name] != digits[first]
-        rows.append(
-            [name, f"{other.sum()} of {other.size}", f"{other.mean():.2%}", f"{moved.sum()} of {moved.size}"]
-        )
+        rows.append([name, f"{other.sum()} of {other.size}", f"{other.mean():.2%}", f"{moved.sum()} of {moved.size}"])
     return rows
 
 
@@ -106,7 +104,9 @@ def main(recordings: list[Path], model_folder: Path, rounds: int, quality: int) 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         report = export_onnx(model, folder / "float32")
-        print(f"self-test: latents within {report.latents_difference:.1e}, audio within {report.audio_difference:.1e}\n")
+        print(
+            f"self-test: latents within {report.latents_difference:.1e}, audio within {report.audio_difference:.1e}\n"
+        )
         folders = {"float32": folder / "float32"}
         for title, operators in INT8.items():
             folders[title] = quantized(folder / "float32", folder / title.replace(" ", "-"), operators)
@@ -124,7 +124,10 @@ def main(recordings: list[Path], model_folder: Path, rounds: int, quality: int) 
         for title, codec in codecs.items():
             made = [codec.decode(codec.encode(clip))[: len(clip)] for clip in judged]
             figures = mean_quality(
-                [reconstruction_quality(clip, back, rate, figures=FIGURES) for clip, back in zip(judged, made, strict=True)]
+                [
+                    reconstruction_quality(clip, back, rate, figures=FIGURES)
+                    for clip, back in zip(judged, made, strict=True)
+                ]
             )
             graphs = folders.get(title.removeprefix("onnxruntime "))
             sizes = [f"{(graphs / part).stat().st_size / 1e6:.1f}" for part in (ENCODER, DECODER)] if graphs else [""]

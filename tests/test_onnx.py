@@ -109,7 +109,9 @@ def test_graphs_that_do_something_else_are_not_left(mixed_model, tmp_path, monke
     with pytest.raises(ValueError, match=r"onnxruntime makes \d+ of \d+ tokens other than PyTorch"):
         export_onnx(mixed_model, tmp_path / "graphs")
     monkeypatch.undo()
-    monkeypatch.setattr(module, "inverse_real_fourier", lambda *args, **kwargs: 1.1 * inverse_real_fourier(*args, **kwargs))
+    monkeypatch.setattr(
+        module, "inverse_real_fourier", lambda *args, **kwargs: 1.1 * inverse_real_fourier(*args, **kwargs)
+    )
     with pytest.raises(ValueError, match="the audio that onnxruntime makes differs"):
         export_onnx(mixed_model, tmp_path / "graphs")
     assert not list(tmp_path.iterdir())

@@ -29,8 +29,8 @@ CLEANING_S, KEPT_S = 600, 1800  # uploads and results older than the second are 
 
 TITLE = "Speech as tokens"
 ABOUT = """
-Speech becomes {token_rate:g} tokens a second out of {vocab_size}, and tokens become speech again: the codec of *JEPA as a
-Neural Tokenizer* (Ioannides et al. 2025), small enough for a CPU. What comes back is as good as the model's card says.
+Speech becomes {token_rate:g} tokens a second out of {vocab_size}, and tokens become speech again: the codec of *JEPA as
+a Neural Tokenizer* (Ioannides et al. 2025), small enough for a CPU. What comes back is as good as its card says.
 
 Tokens can be turned back into the voice: treat them as you would the recording. Sound files are deleted here within
 {minutes:g} minutes.
@@ -130,7 +130,10 @@ def build() -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 speech = gr.Audio(
-                    label=f"Speech, at most {MAX_S} s", sources=["upload", "microphone"], type="filepath", elem_id="speech"
+                    label=f"Speech, at most {MAX_S} s",
+                    sources=["upload", "microphone"],
+                    type="filepath",
+                    elem_id="speech",
                 )
                 encode = gr.Button("To tokens and back", variant="primary", elem_id="encode")
             with gr.Column():

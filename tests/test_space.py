@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import urllib.request
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, read_token_file, write_token_file
 from tests.conftest import ROOT, SPEECH
@@ -201,7 +203,8 @@ def test_a_visitor_uploads_sees_hears_keeps_and_is_told(server, bad_files, tmp_p
         screenshot = page.screenshot(full_page=True)
         assert len(screenshot) > 50_000
         if target := os.environ.get("SPACE_SCREENSHOT"):
-            page.screenshot(path=target, full_page=True)
+            picture = Image.open(io.BytesIO(screenshot)).convert("RGB").reduce(2).quantize(128)
+            picture.save(target, optimize=True)
 
         page.reload()
         page.locator("#uploaded input[type=file]").set_input_files(tmp_path / "kept.jepa")

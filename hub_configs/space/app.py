@@ -150,7 +150,11 @@ def build() -> gr.Blocks:
             )
             file = gr.File(label="Tokens to keep (.jepa)", interactive=False, elem_id="tokens", height=150)
         picture = gr.Image(
-            label="Spectrograms, tokens and gates", type="filepath", interactive=False, elem_id="picture"
+            label="Spectrograms, tokens and gates",
+            show_label=False,
+            type="filepath",
+            interactive=False,
+            elem_id="picture",
         )
         tokens = gr.Dataframe(label="Tokens", headers=["from (s)", *places], interactive=False, elem_id="table")
         results: list[Any] = [facts, sound, picture, tokens, file]

@@ -1,6 +1,6 @@
 """The ONNX graphs beside PyTorch: the same tokens? how fast? and what becomes of both in 8 bits?
 
-    python -m benchmarks.onnx RECORDINGS... [--model hub_configs/jepa-daam-24khz-small] [--rounds 5] [--quality 40]
+    python -m benchmarks.onnx RECORDINGS... [--model hub_configs/jepa-daam-24khz-small] [--graphs FOLDER]
 
 RECORDINGS are sound files, and folders of them. Of all, tokens are compared; of every n-th, as many as `--quality`
 says, the reconstructions. Speed is that of 12 s of the first long one, a chunk, on one thread; every round takes each
@@ -93,7 +93,7 @@ def speed_rows(codecs: dict, clip: np.ndarray, seconds: float, rounds: int) -> d
     return {name: [f"{seconds / statistics.median(taken):.0f}" for taken in both] for name, both in times.items()}
 
 
-def main(recordings: list[Path], model_folder: Path, rounds: int, quality: int) -> None:
+def main(recordings: list[Path], model_folder: Path, graphs: Path | None, rounds: int, quality: int) -> None:
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     model = JepaDaamModel.from_pretrained(model_folder).eval()
@@ -103,13 +103,12 @@ def main(recordings: list[Path], model_folder: Path, rounds: int, quality: int) 
     print(f"{len(clips)} clips, {sum(map(len, clips)) / rate / 60:.1f} minutes, {model_folder.name}, one thread\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        report = export_onnx(model, folder / "float32")
-        print(
-            f"self-test: latents within {report.latents_difference:.1e}, audio within {report.audio_difference:.1e}\n"
-        )
-        folders = {"float32": folder / "float32"}
+        if graphs is None:
+            graphs = folder / "float32"
+            export_onnx(model, graphs)
+        folders = {"float32": graphs}
         for title, operators in INT8.items():
-            folders[title] = quantized(folder / "float32", folder / title.replace(" ", "-"), operators)
+            folders[title] = quantized(graphs, folder / title.replace(" ", "-"), operators)
         codecs: dict = {"PyTorch": TorchCodec(model)}
         codecs |= {f"onnxruntime {title}": OnnxCodec(graphs, threads=1) for title, graphs in folders.items()}
         rows = token_rows(model, codecs, clips)
@@ -129,8 +128,8 @@ def main(recordings: list[Path], model_folder: Path, rounds: int, quality: int) 
                     for clip, back in zip(judged, made, strict=True)
                 ]
             )
-            graphs = folders.get(title.removeprefix("onnxruntime "))
-            sizes = [f"{(graphs / part).stat().st_size / 1e6:.1f}" for part in (ENCODER, DECODER)] if graphs else [""]
+            where = folders.get(title.removeprefix("onnxruntime "))
+            sizes = [f"{(where / part).stat().st_size / 1e6:.1f}" for part in (ENCODER, DECODER)] if where else [""]
             rows.append(
                 [title, " / ".join(speeds[title]), *(f"{figures[key]:.4f}" for key in FIGURES), " / ".join(sizes)]
             )
@@ -142,7 +141,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=SHIPPED)
+    parser.add_argument("--graphs", type=Path, help="of `jepa-audio export-onnx`; made anew if not given")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quality", type=int, default=40, help="clips whose reconstructions are judged")
     arguments = parser.parse_args()
-    main(arguments.recordings, arguments.model, arguments.rounds, arguments.quality)
+    main(arguments.recordings, arguments.model, arguments.graphs, arguments.rounds, arguments.quality)

@@ -151,7 +151,7 @@ def build() -> gr.Blocks:
             file = gr.File(label="Tokens to keep (.jepa)", interactive=False, elem_id="tokens", height=150)
         picture = gr.Image(
             label="Spectrograms, tokens and gates",
-            show_label=False,
+            show_label=False,  # it would hide the first title
             type="filepath",
             interactive=False,
             elem_id="picture",

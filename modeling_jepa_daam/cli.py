@@ -351,6 +351,38 @@ def bench(
     console.print(table)
 
 
+@app.command("export-onnx")
+def export_onnx_command(
+    output: Annotated[Path, typer.Argument(help="Folder of the graphs.")],
+    model: ModelOption = str(SHIPPED_MODEL),
+    check: Annotated[
+        list[Path], typer.Option(help="Recordings whose tokens have to be the same too (files and folders).")
+    ] = [],  # noqa: B006 (typer's way)
+) -> None:
+    """Write encoder and decoder as ONNX graphs that make the same tokens under onnxruntime, or nothing."""
+    files = [file for file, _ in _find(check, AUDIO_SUFFIXES, output)] if check else []
+    tokenizer = load_tokenizer(model, "cpu", Dtype.float32)
+    try:
+        from .onnx_export import export_onnx
+
+        clips = [np.concatenate(list(read_blocks(file, tokenizer.sampling_rate))) for file in files]
+        report = export_onnx(tokenizer.model, output, clips)
+    except ImportError as error:
+        raise fail(str(error)) from error
+    except FileExistsError as error:
+        raise fail(f"{output} is there already: choose another folder, or remove it") from error
+    except (OSError, ValueError) as error:
+        errors.print(f"failed: {error}", style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_SOME_FAILED) from error
+    sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in sorted(output.glob("*.onnx")))
+    console.print(
+        f"{output}: {sizes}; {report.tokens} tokens the same as PyTorch's, latents within "
+        f"{report.latents_difference:.1e}, audio within {report.audio_difference:.1e}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 app.command("tokenize-corpus")(tokenize_corpus_command)
 app.command("push")(push_command)
 app.command("models")(models_command)

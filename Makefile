@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 MODEL  := hub_configs/jepa-daam-24khz-small
 SAMPLE := tests/audio/1688-142285-0003.flac
 
-.PHONY: demo test check test-slow test-transformers train-smoke evaluate evaluate-all lint types fast-tests bench bench-training format clean
+.PHONY: demo test check test-slow screenshot test-transformers train-smoke evaluate evaluate-all lint types fast-tests bench bench-training format clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +36,20 @@ types: $(VENV)/.installed
 fast-tests: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/.installed
+test-slow: $(VENV)/.browser
 	$(BIN)/python -m pytest -m slow
+
+# The Space and a browser to see it with: Debian's Chromium, or else the one that playwright downloads.
+$(VENV)/.browser: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,demo]' playwright
+	command -v chromium || apt-get install --yes chromium || $(BIN)/playwright install --with-deps chromium
+	touch $@
+
+# The picture of the page in hub_configs/, with the model that ships.
+screenshot: $(VENV)/.browser
+	SPACE_SCREENSHOT=hub_configs/space/space.png $(BIN)/python -m pytest tests/test_space.py -m slow
+	cp hub_configs/space/space.png $(MODEL)/
+	$(BIN)/python -m training.model_card $(MODEL)
 
 test-transformers: $(VENV)/.installed
 	$(BIN)/python tests/transformers_suite/run.py

@@ -22,6 +22,7 @@ try:
 except ImportError:
     soxr = None
 
+AUDIO_SUFFIXES = (".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")  # in lower case
 BLOCK_S = 60  # seconds read from a file at a time
 MAX_CHANNELS = 2  # of an array's two axes, channels are the one that is at most this long
 MAX_AMPLITUDE = 16.0  # full scale is 1; a louder sample is integer PCM that was made floating point without scaling

@@ -18,7 +18,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
-from .audio import read_blocks, write_audio
+from .audio import AUDIO_SUFFIXES, read_blocks, write_audio
 from .checkpoint import make_untrained_checkpoint
 from .cli_common import (
     EXIT_SOME_FAILED,
@@ -40,7 +40,6 @@ from .corpus.command import tokenize_corpus_command
 from .salience import daam_gates
 from .token_file import TokenFileError, read_token_file, write_token_file
 
-AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"})
 RESULT_SUFFIXES = frozenset({".flac", ".jepa", ".wav"})
 
 app = typer.Typer(
@@ -63,7 +62,7 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace resu
 FormatOption = Annotated[AudioFormat, typer.Option("--format", help="Format of the audio that is written.")]
 
 
-def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tuple[Path, Path]]:
+def _find(inputs: list[Path], suffixes: tuple[str, ...], output: Path) -> list[tuple[Path, Path]]:
     """Every file to work on, and its place below the output folder without its suffix."""
     if output.suffix in RESULT_SUFFIXES or (output.exists() and not output.is_dir()):
         raise fail(f"--output must be a folder, got {output}")
@@ -81,7 +80,7 @@ def _find(inputs: list[Path], suffixes: frozenset[str], output: Path) -> list[tu
         else:
             raise fail(f"no such file or folder: {path}")
     if not found:
-        raise fail(f"nothing to do: no {', '.join(sorted(suffixes))} in {', '.join(map(str, inputs))}")
+        raise fail(f"nothing to do: no {', '.join(suffixes)} in {', '.join(map(str, inputs))}")
     targets: dict[Path, Path] = {}
     for file, target in dict.fromkeys(found):
         if target in targets:
@@ -242,7 +241,7 @@ def decode(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn token files (.jepa) back into audio files."""
-    found = _find(inputs, frozenset({".jepa"}), output)
+    found = _find(inputs, (".jepa",), output)
     tokenizer = load_tokenizer(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
@@ -350,6 +349,38 @@ def bench(
         median = statistics.median(times)
         table.add_row(name, f"{median:.3f}", f"{seconds / median:.1f}")
     console.print(table)
+
+
+@app.command("export-onnx")
+def export_onnx_command(
+    output: Annotated[Path, typer.Argument(help="Folder of the graphs.")],
+    model: ModelOption = str(SHIPPED_MODEL),
+    check: Annotated[
+        list[Path], typer.Option(help="Recordings whose tokens have to be the same too (files and folders).")
+    ] = [],  # noqa: B006 (typer's way)
+) -> None:
+    """Write encoder and decoder as ONNX graphs that make the same tokens under onnxruntime, or nothing."""
+    files = [file for file, _ in _find(check, AUDIO_SUFFIXES, output)] if check else []
+    tokenizer = load_tokenizer(model, "cpu", Dtype.float32)
+    try:
+        from .onnx_export import export_onnx
+
+        clips = [np.concatenate(list(read_blocks(file, tokenizer.sampling_rate))) for file in files]
+        report = export_onnx(tokenizer.model, output, clips)
+    except ImportError as error:
+        raise fail(str(error)) from error
+    except FileExistsError as error:
+        raise fail(f"{output} is there already: choose another folder, or remove it") from error
+    except (OSError, ValueError) as error:
+        errors.print(f"failed: {error}", style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_SOME_FAILED) from error
+    sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in sorted(output.glob("*.onnx")))
+    console.print(
+        f"{output}: {sizes}; {report.tokens} tokens the same as PyTorch's, latents within "
+        f"{report.latents_difference:.1e}, audio within {report.audio_difference:.1e}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 app.command("tokenize-corpus")(tokenize_corpus_command)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -50,18 +51,7 @@ def plot_recording(
     for axis, samples, name in ((axes[1], original, "original"), (axes[2], reconstruction, "reconstruction")):
         _draw_spectrogram(axis, samples, sampling_rate)
         axis.set_title(f"{name}, spectrogram (dB below its peak)", loc="left")
-    image = axes[3].imshow(
-        np.asarray(tokens),
-        aspect="auto",
-        origin="upper",
-        interpolation="nearest",
-        extent=(0, covered_s, tokens.shape[0] - 0.5, -0.5),
-        cmap="viridis",
-    )
-    axes[3].set_ylabel("place in the frame")
-    axes[3].set_title("tokens", loc="left")
-    figure.colorbar(image, ax=axes[3], pad=0.01)
-    axes[3].yaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw_tokens(figure, axes[3], np.asarray(tokens), covered_s)
     if gates:
         rows = np.stack([_resized(gate, GATE_COLUMNS) for gate in gates])
         image = axes[4].imshow(
@@ -78,6 +68,36 @@ def plot_recording(
     axes[4].set_xlabel("time (s)")
     axes[4].set_title("DAAM gates G(x), local means", loc="left")
     axes[4].set_xlim(0, duration_s)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+def plot_decoded(
+    path: str | os.PathLike,
+    title: str,
+    sampling_rate: int,
+    hop_length: int,
+    samples: np.ndarray,
+    tokens: np.ndarray | Tensor,
+) -> None:
+    """Draw the spectrogram of decoded audio and its token matrix over one time axis, and write a PNG.
+
+    Args:
+        path: Where to.
+        title: Title of the picture.
+        sampling_rate: Rate (Hz) of the audio.
+        hop_length: Samples a frame.
+        samples: `(samples,)`, float32.
+        tokens: `(tokens_per_frame, frames)`, integer.
+    """
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    figure.suptitle(title, parse_math=False)
+    _draw_spectrogram(axes[0], samples, sampling_rate)
+    axes[0].set_title("decoded, spectrogram (dB below its peak)", loc="left")
+    _draw_tokens(figure, axes[1], np.asarray(tokens), tokens.shape[1] * hop_length / sampling_rate)
+    axes[1].set_xlabel("time (s)")
+    axes[1].set_xlim(0, len(samples) / sampling_rate)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
@@ -126,6 +146,21 @@ def _resized(gate: np.ndarray, columns: int) -> np.ndarray:
     """`(time,)` -> `(columns,)`: means of what falls into each column, or the nearest value."""
     edges = np.linspace(0, len(gate), columns + 1)
     return np.array([gate[int(a) : max(int(a) + 1, int(b))].mean() for a, b in itertools.pairwise(edges)])
+
+
+def _draw_tokens(figure: Figure, axis: Axes, tokens: np.ndarray, covered_s: float) -> None:
+    image = axis.imshow(
+        tokens,
+        aspect="auto",
+        origin="upper",
+        interpolation="nearest",
+        extent=(0, covered_s, tokens.shape[0] - 0.5, -0.5),
+        cmap="viridis",
+    )
+    axis.set_ylabel("place in the frame")
+    axis.set_title("tokens", loc="left")
+    figure.colorbar(image, ax=axis, pad=0.01)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_spectrogram(axis, samples: np.ndarray, sampling_rate: int) -> None:

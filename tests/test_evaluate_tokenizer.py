@@ -11,7 +11,15 @@ from typer.testing import CliRunner
 from modeling_jepa_daam import JepaDaamConfig, make_untrained_checkpoint
 from modeling_jepa_daam.cli import app as jepa_audio
 from tests.conftest import SPEECH, TINY
-from training.evaluate_tokenizer import Judging, evaluate_systems, list_recordings, named_systems
+from training.evaluate_tokenizer import (
+    Judging,
+    Results,
+    common_settings,
+    evaluate_systems,
+    list_recordings,
+    named_systems,
+    system_settings,
+)
 
 NO_JUDGES, ORIGINAL_ONLY = Judging(names=()), {"original": "original"}
 
@@ -118,10 +126,16 @@ def test_figures_of_other_weights_are_not_mixed(recordings, checkpoint, tmp_path
     other = shutil.copytree(checkpoint, tmp_path / "model")
     found, systems = list_recordings(recordings)[:1], {"ours": f"jepa:{other}"}
     evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES, 0)
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps(config | {"fsq_temperature": 0.5}))
-    with pytest.raises(ValueError, match=r"made with other settings \(system_files\)"):
-        evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES, 0)
+    (other / "README.md").write_text("a card")
+    (other / "samples").mkdir()
+    shutil.copy(SPEECH, other / "samples")
+    evaluate_systems(found, systems, tmp_path / "out", NO_JUDGES, 0)  # these are no weights
+    for name in ("config.json", "model.safetensors"):
+        content = (other / name).read_bytes()
+        (other / name).write_bytes(content + b"\n")
+        with pytest.raises(ValueError, match=r"made with other settings \(system_files\)"):
+            Results(tmp_path / "out" / "ours", system_settings(systems["ours"]) | common_settings(NO_JUDGES))
+        (other / name).write_bytes(content)
 
 
 def test_figures_of_another_recording_of_that_name_are_not_taken(recordings, tmp_path):

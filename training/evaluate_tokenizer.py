@@ -23,8 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from modeling_jepa_daam import JepaDaamConfig, __version__
-from modeling_jepa_daam.audio import load_audio
-from modeling_jepa_daam.corpus.listing import AUDIO_SUFFIXES
+from modeling_jepa_daam.audio import AUDIO_SUFFIXES, load_audio
 from modeling_jepa_daam.files import replacing
 from modeling_jepa_daam.packing import group_vocabulary_sizes
 from modeling_jepa_daam.processes import Outcome, run_in_processes
@@ -36,6 +35,8 @@ from .report import ORIGINAL, Clip, by_system, grouped, write_report
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 SAMPLING_RATE = 24000  # Hz, at which systems are fed and judged
+ALL_FILES = ("**/*",)
+CHECKPOINT_FILES = ("config.json", "*.safetensors")  # not its card, samples and figures, which say what was measured
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "set": (str,),
     "speaker": (str,),
@@ -261,8 +262,10 @@ class Results:
 
 
 def system_settings(spec: str) -> dict[str, Any]:
-    """What the lines of a system depend on: the content of its files."""
-    files = {part: _content_digest(Path(part)) for part in spec.split(":")[1:] if Path(part).exists()}
+    """What the lines of a system depend on: the content of its files; of a checkpoint, its weights and config."""
+    kind, *parts = spec.split(":")
+    patterns = CHECKPOINT_FILES if kind == "jepa" else ALL_FILES
+    files = {part: _content_digest(Path(part), patterns) for part in parts if Path(part).exists()}
     return {"system": spec, "system_files": files}
 
 
@@ -288,12 +291,13 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _content_digest(path: Path) -> str | None:
-    """Of a file, or of a folder with all that is in it; `None` if it is not there."""
+def _content_digest(path: Path, patterns: Sequence[str] = ALL_FILES) -> str | None:
+    """Of a file, or of the files of a folder that match a pattern; `None` if it is not there."""
     if not path.exists():
         return None
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    found = sorted({file for pattern in patterns for file in path.glob(pattern)}) if path.is_dir() else [path]
+    for file in found:
         if file.is_file():
             digest.update(file.relative_to(path).as_posix().encode())
             with file.open("rb") as content:

@@ -43,6 +43,7 @@ from .report import ORIGINAL, Estimate, format_cell, token_table
 from .speech_sources import SPEECH_SOURCES
 
 PAPER_PARAMETERS = 118_512_562 + 69_291_649  # encoder without predictor, quantizer and decoder: Table 3 of the paper
+SPACE_PICTURE = "space.png"  # what a browser showed: see hub_configs/space/README.md
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TABLE_FIGURES = ("bits", "pesq", "stoi", "estoi", "dnsmos", "speaker_similarity", "word_errors", "character_errors")
 LIMIT_FIGURES = ("pesq", "stoi", "dnsmos", "speaker_similarity", "word_errors")
@@ -116,6 +117,7 @@ def render(folder: Path) -> str:
         bars=judge(evaluation) if evaluation else [],
         speed=speed | {"table": speed_table(speed)} if speed else None,
         samples=samples,
+        space=(folder / SPACE_PICTURE).is_file(),
         training=[run | {"log_table": log_table(run)} for run in training or []],
         recordings=describe_recordings(recordings) if recordings else None,
         limits={

@@ -18,7 +18,7 @@ import datasets
 import fsspec
 from datasets import Audio, Features, IterableDataset, Value
 
-from modeling_jepa_daam.corpus.listing import list_files, list_manifest, speaker_of
+from modeling_jepa_daam.corpus.listing import SPEAKER_COLUMNS, list_files, list_manifest, speaker_of
 
 from .config import DataConfig
 
@@ -33,7 +33,6 @@ RECORDING = Features(
         "content": Value("binary"),  # the file itself, if there is no path
     }
 )
-SPEAKER_COLUMNS = ("speaker_id", "speaker", "client_id", "reader")
 
 
 def open_corpus(data: DataConfig) -> IterableDataset | list[dict]:

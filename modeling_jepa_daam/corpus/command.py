@@ -32,6 +32,12 @@ from .run import CorpusJob, CorpusRunError, Meters, tokenize_corpus
 from .sources import Source, guess_format
 
 LOOK_S = 0.5  # between looks at the meters
+LAUNCHED = {  # what torchrun, Open MPI and MPICH, and so `accelerate launch`, tell the processes that they start
+    "rank": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"),
+    "world_size": ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+    "local_rank": ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"),
+    "local_world_size": ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+}
 
 
 class CorpusFormat(StrEnum):
@@ -97,7 +103,7 @@ def tokenize_corpus_command(
     if output is None:
         raise fail("IN and OUT must be given")
     load_config(model)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = _launched("rank", 0), _launched("world_size", 1)
     with _errors():
         _check_engine(engine, ray_address, device, world_size)
         devices = (device,) if ray_address and device != "auto" else _devices(device)
@@ -139,6 +145,11 @@ def _errors() -> Iterator[None]:
         raise typer.Exit(EXIT_SOME_FAILED) from error
 
 
+def _launched(what: str, default: int) -> int:
+    """What the launcher of this process says, if there is one."""
+    return int(next((os.environ[name] for name in LAUNCHED[what] if name in os.environ), default))
+
+
 def _check_engine(engine: Engine, ray_address: str | None, device: str, world_size: int) -> None:
     if engine is not Engine.ray and ray_address is not None:
         raise ValueError("--ray-address is for --engine ray")
@@ -153,8 +164,8 @@ def _devices(device: str) -> tuple[str, ...]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and torch.cuda.is_available():
-        if "LOCAL_RANK" in os.environ:
-            return (f"cuda:{os.environ['LOCAL_RANK']}",)
+        if (local_rank := _launched("local_rank", -1)) >= 0:
+            return (f"cuda:{local_rank}",)
         return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
     try:
         torch.empty(0, device=device)
@@ -168,7 +179,7 @@ def _jobs(devices: tuple[str, ...]) -> int:
     if devices[0] != "cpu":
         return len(devices)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores // _launched("local_world_size", 1))
 
 
 def _summary(manifest: Manifest) -> str:

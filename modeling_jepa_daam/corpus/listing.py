@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+from ..audio import AUDIO_SUFFIXES
+
 MANIFEST_PATHS = ("path", "audio_filepath", "file")
+SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id", "reader")  # the first that is there says whose voice it is
 
 
 class ListedFile(TypedDict):

@@ -72,7 +72,7 @@ def write_plan(entries: Iterable[dict], path: str | os.PathLike, shard_bytes: in
     start = count = size = 0
     with replacing(path) as temporary, open(temporary, "wb") as file:
         for entry in entries:
-            line = json.dumps(entry).encode() + b"\n"
+            line = _line(entry)
             file.write(line)
             digest.update(line)
             position += len(line)
@@ -86,6 +86,18 @@ def write_plan(entries: Iterable[dict], path: str | os.PathLike, shard_bytes: in
         if not shards:
             raise ValueError("`IN` holds no recordings")
     return Plan(digest.hexdigest(), tuple(shards))
+
+
+def entries_sha256(entries: Iterable[dict]) -> str:
+    """What `write_plan` would give for the SHA-256 of its file."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(_line(entry))
+    return digest.hexdigest()
+
+
+def _line(entry: dict) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
 
 
 def read_entries(path: str | os.PathLike, shard: PlannedShard) -> Iterator[dict]:

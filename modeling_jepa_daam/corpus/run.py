@@ -36,7 +36,7 @@ from ..processes import run_in_processes
 from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .encoding import tokenize_recordings
 from .finished import FORMAT, MANIFEST, REJECTED, Manifest, ShardRecord, read_manifest, shard_name
-from .plan import Plan, PlannedShard, read_entries, write_plan
+from .plan import Plan, PlannedShard, entries_sha256, read_entries, write_plan
 from .shard import GATES_KEY, MAX_VOCABULARY, pyarrow, write_shard
 from .sources import Source, dataset_digest, list_entries, open_recordings
 
@@ -120,30 +120,25 @@ def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:
     settings = _settings(job)
     if lead:
         _check_folder(output)
-        work.mkdir(parents=True, exist_ok=True)
-        for folder in (output, work):
-            _remove_leftovers(folder)
-        begun = _known_settings(output) is not None
-        entries = work / ("again.jsonl" if begun else ENTRIES)
-        plan = write_plan(list_entries(job.source), entries, job.shard_bytes, job.parts_per_shard)
-        settings["corpus"]["sha256"] = plan.sha256
-        if begun:
-            entries.unlink()
-        else:
+        known = _known_settings(output)
+        if known is None:
+            work.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(work)
+            plan = write_plan(list_entries(job.source), work / ENTRIES, job.shard_bytes, job.parts_per_shard)
+            settings["corpus"]["sha256"] = plan.sha256
             (work / DONE).mkdir(exist_ok=True)
             write_json(work / PLAN, plan.to_dict())
             write_json(work / SETTINGS, settings)
+            return settings, plan
+        settings["corpus"]["sha256"] = entries_sha256(list_entries(job.source))
     else:
-        while _known_settings(output) is None:
+        while (known := _known_settings(output)) is None:
             time.sleep(POLL_S)
-    known = _known_settings(output)
-    assert known is not None
-    if not lead:
         settings["corpus"]["sha256"] = known["corpus"]["sha256"]
     if settings != known:
         raise ValueError(f"`OUT` {output} was made with other settings: {_difference(known, settings)}; choose another")
     if (output / MANIFEST).exists():
-        shutil.rmtree(work, ignore_errors=True)
+        _clear_up(output)
         return settings, None
     return settings, Plan.from_dict(json.loads((work / PLAN).read_text()))
 
@@ -194,12 +189,10 @@ def _check_folder(output: Path) -> None:
 
 def _known_settings(output: Path) -> dict | None:
     """What an earlier run wrote down, if there was one."""
-    if (output / MANIFEST).exists():
-        return read_manifest(output).settings
     try:
         return json.loads((output / WORK / SETTINGS).read_text())
     except FileNotFoundError:
-        return None
+        return read_manifest(output).settings if (output / MANIFEST).exists() else None
 
 
 def _difference(before: dict, now: dict) -> str:
@@ -331,19 +324,21 @@ def complete_corpus(
         rank: As for `tokenize_corpus`, which also says what is returned and raised.
         world_size: Likewise.
     """
+    output = Path(job.output)
+    was_finished = (output / MANIFEST).exists()
+    plan: Plan | None = None
     try:
         settings, plan = prepare(job, lead=rank == 0)
-    except FileNotFoundError:
-        raise
+        if plan is None:
+            return read_manifest(output)
+        with _lock(output / WORK / f"lock-{rank}-of-{world_size}"):
+            make_shards(settings, plan, list(_missing(output, plan, rank, world_size)))
+            return finish(output)
     except OSError as error:
-        raise CorpusRunError(_explained(error, job)) from error
-    if plan is None:
-        return read_manifest(job.output)
-    try:
-        with _lock(Path(job.output) / WORK / f"lock-{rank}-of-{world_size}"):
-            make_shards(settings, plan, list(_missing(Path(job.output), plan, rank, world_size)))
-            return finish(job.output)
-    except OSError as error:
+        if not was_finished and (output / MANIFEST).exists():  # another rank was first, and has cleared up
+            return read_manifest(output)
+        if plan is None and isinstance(error, FileNotFoundError):
+            raise
         raise CorpusRunError(_explained(error, job)) from error
 
 
@@ -421,7 +416,6 @@ def finish(output: str | os.PathLike) -> Manifest | None:
         return read_manifest(output)
     if None in records:
         return None
-    _remove_leftovers(output / "data")
     whole = [record for record in records if record is not None]
     rejections = [rejection for record in whole for rejection in record.pop("rejections")]
     with replacing(output / REJECTED) as temporary:
@@ -433,8 +427,15 @@ def finish(output: str | os.PathLike) -> Manifest | None:
         rejected_sha256=sha256_of(output / REJECTED),
     )
     write_json(output / MANIFEST, manifest.to_dict())
-    shutil.rmtree(output / WORK, ignore_errors=True)
+    _clear_up(output)
     return manifest
+
+
+def _clear_up(output: Path) -> None:
+    """Remove what only an unfinished corpus needs, and what killed processes left."""
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    for folder in (output, output / "data"):
+        _remove_leftovers(folder)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .listing import list_files, list_manifest, speaker_of
+from .listing import SPEAKER_COLUMNS, list_files, list_manifest, speaker_of
 
 ARGUMENT = "`IN`"
 FORMATS = ("files", "manifest", "dataset")
-SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id", "reader")
 TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text")
 AUDIO_COLUMN = "audio"
 MAX_BYTES_AT_ONCE = 2**28  # a longer file is read piece by piece

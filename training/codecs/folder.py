@@ -7,8 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from modeling_jepa_daam.audio import load_audio
-from modeling_jepa_daam.corpus.listing import AUDIO_SUFFIXES
+from modeling_jepa_daam.audio import AUDIO_SUFFIXES, load_audio
 
 from ..metrics.codec_quality.alignment import CLIPS as LAG_CLIPS
 from ..metrics.codec_quality.alignment import constant_lag, remove_lag

@@ -159,17 +159,17 @@ def check_onnx(model: JepaDaamModel, folder: str | os.PathLike, clips: Sequence[
     codec = OnnxCodec(folder)
     tokens, latents_difference, audio_difference = 0, 0.0, 0.0
     for number, clip in enumerate(clips):
-        encoded = model.encode(torch.from_numpy(clip)[None, None])
-        expected = encoded.audio_codes[0].T.numpy()
+        codes, _, exact = model.encode(torch.from_numpy(clip)[None, None], return_dict=False)
+        expected = codes[0].T.numpy()
         ids, latents = codec.encode_with_latents(clip)
         found = ids.reshape(expected.shape)
-        latents_difference = max(latents_difference, float(np.abs(latents - encoded.latents[0].T.numpy()).max()))
+        latents_difference = max(latents_difference, float(np.abs(latents - exact[0].T.numpy()).max()))
         if different := int((found != expected).sum()):
             raise ValueError(
                 f"`model`: of clip {number}, onnxruntime makes {different} of {expected.size} tokens other than "
                 f"PyTorch; latents differ by up to {latents_difference:.1e}"
             )
-        audio = model.decode(encoded.audio_codes).audio_values[0, 0].numpy()
+        audio = model.decode(codes, return_dict=False)[0][0, 0].numpy()
         audio_difference = max(audio_difference, float(np.abs(codec.decode(ids) - audio).max()))
         if not audio_difference <= AUDIO_TOLERANCE:  # NaN too
             raise ValueError(
@@ -295,13 +295,15 @@ def fourier(real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
     n = real.shape[-1]
     columns = next(count for count in range(math.isqrt(n), n + 1) if n % count == 0)
     rows = n // columns
-    x = (part.unflatten(-1, (rows, columns)).transpose(-1, -2) for part in (real, imaginary))  # (..., columns, rows)
-    real, imaginary = _turned(*x, *_turns(rows, rows, rows), torch.matmul)
-    x = _turned(real, imaginary, *_turns(columns, rows, n), torch.mul)
-    real, imaginary = (part.transpose(-1, -2) for part in x)  # (..., rows, columns)
-    x = _turned(real, imaginary, *_turns(columns, columns, columns), torch.matmul)
-    real, imaginary = (part.transpose(-1, -2).flatten(-2) for part in x)
-    return real, imaginary
+    real, imaginary = _transposed(real.unflatten(-1, (rows, columns)), imaginary.unflatten(-1, (rows, columns)))
+    real, imaginary = _turned(real, imaginary, *_turns(rows, rows, rows), torch.matmul)  # (..., columns, rows)
+    real, imaginary = _transposed(*_turned(real, imaginary, *_turns(columns, rows, n), torch.mul))
+    real, imaginary = _transposed(*_turned(real, imaginary, *_turns(columns, columns, columns), torch.matmul))
+    return real.flatten(-2), imaginary.flatten(-2)
+
+
+def _transposed(real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
+    return real.transpose(-1, -2), imaginary.transpose(-1, -2)
 
 
 def _turns(rows: int, columns: int, period: int) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,7 @@ def test_shipped_code_follows_the_import_rule(nano_folder):
 def test_folders_of_hub_configs_hold_the_code_that_saving_writes(folder, nano_folder):
     links = {path.name: path.resolve() for path in folder.glob("*.py")}
     shipped = {path.name: ROOT / "modeling_jepa_daam" / path.name for path in nano_folder.glob("*.py")}
-    assert links == shipped, "python -m training.hub_folders hub_configs/*/"
+    assert links == shipped, "python -m training.hub_folders hub_configs/jepa-*/"
 
 
 def test_the_package_never_imports_the_training_code():

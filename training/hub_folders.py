@@ -1,6 +1,6 @@
 """Code in the folders of `hub_configs/`: links to the package's files, so that a folder is what the Hub gets.
 
-python -m training.hub_folders hub_configs/*/
+python -m training.hub_folders hub_configs/jepa-*/
 """
 
 import os

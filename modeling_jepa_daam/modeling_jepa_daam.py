@@ -216,7 +216,9 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
 class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
     """The Stage 1 encoder alone, for features (speech recognition, diarisation, probes).
 
-    It sees each recording whole, up to the length that memory allows; it was trained on at most 15 s at a time.
+    It sees each recording whole, up to the length that memory allows; it was trained on at most 15 s at a time. With
+    `config.transform_bands`, the last hidden state is what the quantizer takes, digits of folded coefficients: probe a
+    Stage 1 checkpoint, or the Conformer's hidden states.
     """
 
     _keys_to_ignore_on_load_unexpected = [

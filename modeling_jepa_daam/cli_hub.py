@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from rich.table import Table
+from rich.table import Column, Table
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .cli_common import EXIT_SOME_FAILED, NO_WEIGHTS, SHIPPED_MODEL, console, count_parameters, errors, fail
@@ -100,7 +100,8 @@ def models_command() -> None:
     folders = sorted(path.parent for path in SHIPPED_MODEL.parent.glob("*/config.json"))
     if not folders:
         raise fail(NO_WEIGHTS)
-    table = Table("model", "parameters", "weights", "bit/s", "times real time", "quality", show_lines=True)
+    name = Column("model", no_wrap=True, min_width=max(len(folder.name) for folder in folders))  # to be copied
+    table = Table(name, "parameters", "weights", "bit/s", "times real time", "quality", show_lines=True)
     for folder in folders:
         config = JepaDaamConfig.from_pretrained(folder)
         weights = folder / SAFE_WEIGHTS_NAME
@@ -123,7 +124,8 @@ def _speed(path: Path) -> str:
     if not path.is_file():
         return "not measured"
     speed: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    rows = {row["direction"]: row["times_real_time"] for row in speed["rows"] if row["batch"] == 1}
+    ours = [row for row in speed["rows"] if row["spec"] == path.parent.name and row["batch"] == 1]
+    rows = {row["direction"]: row["times_real_time"] for row in ours}
     return f"{rows['encode']:.0f} / {rows['decode']:.0f}"
 
 

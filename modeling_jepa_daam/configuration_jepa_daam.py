@@ -226,6 +226,8 @@ class JepaDaamConfig(PreTrainedConfig):
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ when the architecture, the quantizer or the packing differs."""
         shape = {name: getattr(self, name) for name in _DIGEST_KEYS} | {"fsq_levels": self.levels}
+        if self.transform_bands == 0:  # as it was before there was any
+            del shape["transform_bands"]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     # Checks

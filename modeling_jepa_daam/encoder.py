@@ -54,7 +54,7 @@ class JepaDaamEncoder(nn.Module):
 
     Args:
         config: `JepaDaamConfig`.
-        transform: Whether the linear transform is there if the configuration has one: Stage 1 knows nothing of it.
+        transform: Whether the linear transform is there if the configuration has one: it is the codec's, not Stage 1's.
     """
 
     def __init__(self, config, transform: bool = True):

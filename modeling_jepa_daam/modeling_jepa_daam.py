@@ -216,13 +216,12 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
 class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
     """The Stage 1 encoder alone, for features (speech recognition, diarisation, probes).
 
-    It sees each recording whole, up to the length that memory allows; it was trained on at most 15 s at a time. With
-    `config.transform_bands`, the last hidden state is what the quantizer takes, digits of folded coefficients: probe a
-    Stage 1 checkpoint, or the Conformer's hidden states.
+    It sees each recording whole, up to the length that memory allows; it was trained on at most 15 s at a time. The
+    linear transform of `config.transform_bands` is the codec's alone: features come without it.
     """
 
     _keys_to_ignore_on_load_unexpected = [
-        *(JepaDaamPreTrainedModel._keys_to_ignore_on_load_unexpected), r"^quantizer\."
+        *(JepaDaamPreTrainedModel._keys_to_ignore_on_load_unexpected), r"^quantizer\.", r"^encoder\.transform\."
     ]  # fmt: skip
     _can_record_outputs = {
         "hidden_states": ConformerBlock,
@@ -232,7 +231,7 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
 
     def __init__(self, config: JepaDaamConfig):
         super().__init__(config)
-        self.encoder = JepaDaamEncoder(config)
+        self.encoder = JepaDaamEncoder(config, transform=False)
         self.post_init()
 
     @capture_outputs

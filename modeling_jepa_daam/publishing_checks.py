@@ -159,7 +159,7 @@ def _imports(path: Path) -> tuple[set[str], list[str]]:
 def _card(folder: Path) -> Iterator[str]:
     """Metadata of the card, as far as it can be judged without the Hub, which judges it again."""
     if not (folder / CARD_NAME).is_file():
-        yield f"no {CARD_NAME}, the model card: in a clone, `python -m training.model_card {folder.name}` writes one"
+        yield f"no {CARD_NAME}, the model card: in a clone, `python -m training.model_card render {folder}` writes one"
         return
     try:
         data = ModelCard.load(folder / CARD_NAME).data
@@ -214,9 +214,13 @@ def _absolute_paths(folder: Path, files: list[Path]) -> Iterator[str]:
 
 def _loads(folder: Path, recordings: Path) -> Iterator[str]:
     if not (folder / TOKENS_NAME).is_file():
-        yield f"no {TOKENS_NAME}: in a clone, `python -m training.model_card tokens {folder.name} RECORDING` writes it"
+        yield f"no {TOKENS_NAME}: in a clone, `python -m training.model_card tokens {folder} RECORDING` writes it"
         return
-    noted = json.loads((folder / TOKENS_NAME).read_text("utf-8"))
+    try:
+        noted = dict(json.loads((folder / TOKENS_NAME).read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        yield f"{TOKENS_NAME} is damaged: {error}"
+        return
     found = {name: next((p for p in (folder / name, recordings / name) if p.is_file()), None) for name in noted}
     if missing := [name for name, path in found.items() if path is None]:
         yield f"{TOKENS_NAME} tells of {', '.join(missing)}, which is neither in the folder nor in {recordings}"

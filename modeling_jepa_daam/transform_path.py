@@ -7,6 +7,7 @@ Layout: power spectra `(batch, bins, spectra)`, latents `(batch, frames, dimensi
 import functools
 import warnings
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,13 +19,12 @@ EXPANSION = 8  # of the layers that put digits together again: about a unit for 
 
 
 @functools.lru_cache(maxsize=16)
-def _mel_filters(bins: int, num_bands: int, sampling_rate: int, device: torch.device) -> Tensor:
-    # Made on use: a buffer outside the checkpoint would come back as zeros from `from_pretrained`. Outside of inference
-    # mode: the cache outlives the call that fills it.
-    with warnings.catch_warnings(), torch.inference_mode(False):
+def _mel_filters(bins: int, num_bands: int, sampling_rate: int) -> np.ndarray:
+    # Not a buffer: outside the checkpoint it would come back as zeros from `from_pretrained`. Not a tensor: the cache
+    # outlives the call that fills it, which may be one under `torch.export`.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bands between two bins are empty
-        filters = mel_filter_bank(bins, num_bands, 0.0, sampling_rate / 2, sampling_rate, "slaney", "slaney")
-        return torch.tensor(filters, dtype=torch.float32, device=device)
+        return mel_filter_bank(bins, num_bands, 0.0, sampling_rate / 2, sampling_rate, "slaney", "slaney")
 
 
 def triangle_wave(x: Tensor) -> Tensor:
@@ -57,18 +57,23 @@ class AnalysisTransform(nn.Module):
 
     def log_mel(self, power: Tensor) -> Tensor:
         """Log mel magnitudes, scaled to about mean 0 and variance 1: `(batch, bands, spectra)`, float32 at least."""
-        filters = _mel_filters(power.shape[1], self.num_bands, self.sampling_rate, power.device).to(power.dtype)
+        filters = _mel_filters(power.shape[1], self.num_bands, self.sampling_rate)
         with torch.autocast(power.device.type, enabled=False):
             magnitude = power.clamp(min=1e-16).sqrt()  # the floor keeps the gradient finite
-            mel = filters.T @ magnitude
+            mel = torch.tensor(filters.T, dtype=power.dtype, device=power.device) @ magnitude
             return (mel.clamp(min=MIN_MAGNITUDE).log() - LOG_MEAN) / LOG_SCALE
 
     def forward(self, power: Tensor, residual: Tensor) -> Tensor:
-        """Latents `(batch, frames, dimensions)`: of coefficients to which `residual`, of that shape, is added."""
-        with torch.autocast(power.device.type, enabled=False):  # fine digits need more than 8 bits
-            coefficients = self.project(self.log_mel(power).to(self.project.weight.dtype)).transpose(1, 2)
-            bounded = torch.tanh(coefficients + residual.to(coefficients.dtype))
-            return triangle_wave(self.gain * bounded + self.offset)
+        """Latents `(batch, frames, dimensions)`: of coefficients to which `residual`, of that shape, is added.
+
+        In float32 at least, whatever the weights' type: fine digits need more than 8 bits.
+        """
+        with torch.autocast(power.device.type, enabled=False):
+            mel = self.log_mel(power)
+            weight, bias = (parameter.to(mel.dtype) for parameter in self.project.parameters())
+            gain, offset = self.gain.to(mel.dtype), self.offset.to(mel.dtype)
+            coefficients = F.conv1d(mel, weight, bias, self.project.stride).transpose(1, 2)
+            return triangle_wave(gain * torch.tanh(coefficients + residual.to(mel.dtype)) + offset)
 
 
 class SynthesisTransform(nn.Module):

@@ -35,6 +35,7 @@ MIXED = STFT | {
     "group_size": 5,
     "daam_in_conformer": True,
     "decoder_istft_stages": 1,
+    "transform_bands": 7,
     "decoder_channels": (8, 8, 6),
     "decoder_kernel_sizes": ((3, 7), (3,)),
 }

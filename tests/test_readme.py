@@ -66,7 +66,7 @@ def test_nothing_was_left_to_fill_in():
 def test_it_lists_the_commands_there_are():
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
     expected = {"info", "init", "encode", "decode", "reconstruct", "plot", "bench", "evaluate", "tokenize-corpus"}
-    expected |= {"push", "models"}
+    expected |= {"push", "models", "export-onnx"}
     assert commands == expected
     assert all(re.search(rf"jepa-audio {name}|`{name}`", README) for name in commands)
 

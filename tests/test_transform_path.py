@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_jepa_daam import JepaDaamConfig, JepaDaamForPreTraining, JepaDaamModel
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamEncoderModel, JepaDaamForPreTraining, JepaDaamModel
 from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, triangle_wave
 from tests.conftest import STFT, noise
 from training.losses import log_mel
@@ -79,11 +79,29 @@ def test_the_decoder_hears_it(model):
     assert (model.decoder(latents) - before).abs().max() > 1e-4
 
 
-def test_stage_1_knows_nothing_of_it(model, tmp_path):
+def test_stage_1_and_its_features_know_nothing_of_it(model, tmp_path):
     model.save_pretrained(tmp_path)
-    pretraining = JepaDaamForPreTraining.from_pretrained(tmp_path)
+    pretraining = JepaDaamForPreTraining.from_pretrained(tmp_path).eval()
     assert not [name for name, _ in pretraining.named_parameters() if "transform" in name]
     torch.testing.assert_close(pretraining.encoder.bottleneck.weight, model.encoder.bottleneck.weight)
+    pretraining.save_pretrained(tmp_path / "stage1")
+    waveform = torch.tensor(noise(600))[None, None]
+    for folder in (tmp_path, tmp_path / "stage1"):
+        features = JepaDaamEncoderModel.from_pretrained(folder).eval()(waveform).last_hidden_state
+        torch.testing.assert_close(features, pretraining.encoder(waveform))
+
+
+def test_half_precision_keeps_the_code(model):
+    """Only the waveform and the weights are rounded: with weights that float16 has, coefficients hardly move."""
+    with torch.no_grad():
+        for parameter in model.encoder.transform.parameters():
+            parameter.copy_(parameter.half())
+    encoder, waveform = model.encoder, torch.tensor(noise(1200)).half().float()[None, None]
+    power, residual = encoder.stft_front_end.power(waveform), torch.zeros(1, 20, 16)
+    expected = encoder.transform(power, residual)
+    found = encoder.half().transform(power, residual.half())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

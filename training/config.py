@@ -284,6 +284,8 @@ class CodecConfig(TrainingConfig):
             )
         if self.optim.freeze_encoder and self.model.weights is None:
             raise ValueError("`optim.freeze_encoder` needs `model.weights`: a random encoder would stay random")
+        if self.optim.freeze_transform and self.model.weights is None:
+            raise ValueError("`optim.freeze_transform` needs `model.weights`: a random transform would stay random")
         if self.optim.freeze_encoder and self.optim.encoder_learning_rate is not None:
             raise ValueError("`optim.freeze_encoder` and `optim.encoder_learning_rate` exclude each other")
         if not self.discriminators.periods and self.discriminators.num_scales == 0:

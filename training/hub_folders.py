@@ -31,9 +31,11 @@ def link_code(folder: Path) -> list[Path]:
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"`folder`: no config.json in {folder}")
-    for path in folder.glob("*.py"):
+    found = sorted(folder.glob("*.py"))
+    for path in found:
         if not path.is_symlink():
             raise ValueError(f"`folder`: {path} is no link: remove it if it is not yours")
+    for path in found:
         path.unlink()
     files = code_files()
     for file in files:

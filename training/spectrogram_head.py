@@ -3,6 +3,8 @@
 Layout: features `(batch, channels, frames)`, spectrograms `(batch, frames, bands)`.
 """
 
+import math
+
 from torch import Tensor, nn
 
 from modeling_jepa_daam.decoder import HifiGanDecoder
@@ -30,7 +32,10 @@ class SpectrogramHead(nn.Module):
             self.num_stages, self.hop_length = self.num_stages + 1, self.hop_length // ratio
         channels = decoder.channels[self.num_stages]
         self.project = nn.Conv1d(channels, NUM_BANDS, kernel_size=1)
-        nn.init.dirac_(self.project.weight)  # the first channels are the bands, to begin with
+        if decoder.transform is not None and decoder.transform_stage == self.num_stages - 1:
+            nn.init.dirac_(self.project.weight)  # the first channels are the bands, to begin with
+        else:
+            nn.init.normal_(self.project.weight, std=0.5 / math.sqrt(channels))
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:

@@ -245,6 +245,8 @@ def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
     try:
         theirs = JepaDaamConfig.from_pretrained(weights)
         differing = [name for name in ENCODER_FIELDS if getattr(theirs, name) != getattr(config, name)]
+        if theirs.transform_bands not in (0, config.transform_bands):
+            differing.append("transform_bands")
         if differing:
             raise ValueError(f"its encoder has other values of {', '.join(differing)}")
         loaded: Any = JepaDaamModel.from_pretrained(
@@ -252,6 +254,8 @@ def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
         )
         codec, report = loaded
         missing = [name for name in report["missing_keys"] if name.startswith("encoder.")]
+        if missing and all(name.startswith("encoder.transform.") for name in missing):
+            raise ValueError("it has no transform: compute one with `python -m training.transform_code`")
         if missing:
             raise ValueError(f"{len(missing)} weights of the encoder are missing, such as {missing[0]}")
     except (ValueError, OSError, RuntimeError) as error:

@@ -110,13 +110,12 @@ def collect_patches(config: CodecConfig, codec: Codec, num_batches: int) -> Tens
 
 
 @torch.no_grad()
-def set_analysis(codec: Codec, patches: Tensor, max_digits: int = MAX_DIGITS) -> tuple[Tensor, Tensor, list[int]]:
+def set_analysis(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """Set the transform, its digits, and the quantizer's statistics.
 
     Args:
         codec: Whose encoder it is.
         patches: `(patches, bands, spectra)`.
-        max_digits: Of a coefficient.
 
     Returns:
         Mean patch and basis `(coefficients, bands, spectra)` of the coefficients that have digits, and their digits.
@@ -128,11 +127,11 @@ def set_analysis(codec: Codec, patches: Tensor, max_digits: int = MAX_DIGITS) ->
         covariance += ((part - mean).T @ (part - mean)).double()
     variances, vectors = torch.linalg.eigh(covariance / len(flat))
     size = codec.config.hidden_size
-    variances, basis = variances.flip(0)[:size].float(), vectors.flip(1)[:, :size].T.float()
+    variances, basis = variances.flip(0)[:size].clamp(min=0.0).float(), vectors.flip(1)[:, :size].T.float()
     tried = ((flat - mean) @ basis[:TRIED].T / variances[:TRIED].sqrt()).flatten()
-    errors = distortions(tried, codec.config.fsq_temperature)[: max_digits + 1]
+    errors = distortions(tried, codec.config.fsq_temperature)
     digits = allocate_digits(variances.tolist(), errors, size)
-    typer.echo(f"error of 0 to {max_digits} digits: {', '.join(f'{error:.4f}' for error in errors)}; {digits=}")
+    typer.echo(f"error of 0 to {MAX_DIGITS} digits: {', '.join(f'{error:.4f}' for error in errors)}; {digits=}")
 
     transform = codec.encoder.transform
     dimension = 0
@@ -253,13 +252,25 @@ def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000) -> Path
     model_config: JepaDaamConfig = config.model_config()
     if model_config.transform_bands == 0:
         raise ValueError("`model.config` has no transform path: set `transform_bands`")
+    output = Path(config.run.output)
+    if any((output / name).exists() for name in ("checkpoints", "metrics.jsonl")):
+        raise ValueError(f"`run.output`: {output} holds a training run; take another folder")
+    joined = len(model_config.downsampling_ratios) - model_config.encoder_stft_stages
+    if model_config.decoder_channels[joined] < model_config.transform_bands:
+        raise ValueError(
+            f"`decoder_channels` must be at least `transform_bands` = {model_config.transform_bands} where the "
+            f"transform joins, got {model_config.decoder_channels[joined]}"
+        )
     if set(model_config.levels) != {LEVELS}:
         raise ValueError(f"`fsq_levels` must all be {LEVELS}, got {model_config.fsq_levels}")
     torch.manual_seed(config.run.seed)
     codec = JepaDaamModel(model_config)
     if config.model.weights is not None:
         theirs = JepaDaamModel.from_pretrained(config.model.weights, dtype=torch.float32).state_dict()
-        missing, unexpected = codec.load_state_dict(theirs, strict=False)
+        try:
+            missing, unexpected = codec.load_state_dict(theirs, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"`model.weights` do not fit `model.config`: {error}") from error
         if unexpected or any(".transform." not in name for name in missing):
             raise ValueError(f"`model.weights` do not fit `model.config`: {missing=}, {unexpected=}")
     patches = collect_patches(config, codec, num_batches)
@@ -268,7 +279,6 @@ def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000) -> Path
     lost = set_synthesis(codec, patches, mean, basis, digits, steps)
     typer.echo(f"variance that is lost: {lost:.4f}")
     silence_the_rest(codec)
-    output = Path(config.run.output)
     frames_per_hour = 3600 * model_config.frame_rate
     told = {"digits": digits, "lost_variance": lost, "hours_of_audio": len(patches) / frames_per_hour}
     write_json(output / SUMMARY, told | {"minutes": (time.monotonic() - began) / 60})

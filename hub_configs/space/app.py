@@ -7,6 +7,7 @@
 """
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ from modeling_jepa_daam.audio import read_blocks, write_audio
 from modeling_jepa_daam.plotting import plot_decoded, plot_recording
 from modeling_jepa_daam.salience import daam_gates
 
-MODEL = os.environ.get("JEPA_MODEL") or str(Path(__file__).parents[1] / "jepa-daam-24khz-small")
+MODEL = os.environ.get("JEPA_MODEL") or str(Path(__file__).absolute().parents[1] / "jepa-daam-24khz-small")
+if "JEPA_MODEL" not in os.environ and not Path(MODEL).is_dir():
+    sys.exit(f"no model in {MODEL}: set the Space's variable JEPA_MODEL to a repository of the Hub")
 MAX_S = 60  # seconds of speech at once
 MAX_UPLOAD = "50mb"
 MAX_WAITING = 16  # visitors; one is served at a time

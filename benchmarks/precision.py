@@ -2,7 +2,8 @@
 
     python benchmarks/precision.py [--model hub_configs/jepa-daam-24khz-fast]
 
-Weights are random; trained ones will give other shares. Quantizer and DAAM gates run in float32 in all cases.
+Of a checkpoint without weights they are random. Quantizer, DAAM gates and the linear transform run in float32 in all
+cases.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
 from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, make_untrained_checkpoint
@@ -21,7 +23,9 @@ def main(model: str) -> None:
     transformers_logging.disable_progress_bar()
     recordings = sorted((ROOT / "tests" / "audio").glob("*.flac"))
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = make_untrained_checkpoint(JepaDaamConfig.from_pretrained(model), Path(folder) / "checkpoint")
+        checkpoint = Path(model)
+        if not (checkpoint / SAFE_WEIGHTS_NAME).is_file():
+            checkpoint = make_untrained_checkpoint(JepaDaamConfig.from_pretrained(model), Path(folder) / "checkpoint")
         tokenizer = JepaAudioTokenizer.from_pretrained(checkpoint)
         ids = {}
         for dtype in ("float32", "bfloat16", "float16"):

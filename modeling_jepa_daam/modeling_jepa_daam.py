@@ -198,13 +198,18 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
                 f"got samples between {samples.min().item()} and {samples.max().item()}"
             )
 
+    def _waveform_dtype(self) -> torch.dtype:
+        """Of the encoder's input: an STFT takes float32 at least, as rounded samples would be heard as noise."""
+        stft = self.config.encoder_stft_stages > 0
+        return torch.promote_types(self.dtype, torch.float32) if stft else self.dtype
+
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return bool(self.config.return_dict if return_dict is None else return_dict)
 
     def _whole_frames(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Pad a checked batch to whole frames: `(batch, 1, frames * hop)` and `(batch, frames)`, bool."""
         lengths = self._waveform_lengths(input_values, padding_mask).to(self.device)
-        input_values = input_values.to(self.device, self.dtype)
+        input_values = input_values.to(self.device, self._waveform_dtype())
         hop = self.config.hop_length
         frames = num_frames(input_values.shape[-1], hop)
         if padding_mask is not None:
@@ -290,7 +295,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         chunk_samples = self.config.chunk_frames * hop
         chunks, owners = [], []
         for owner, waveform in enumerate(waveforms):
-            for chunk in waveform.to(self.device, self.dtype).split(chunk_samples):
+            for chunk in waveform.to(self.device, self._waveform_dtype()).split(chunk_samples):
                 chunks.append(F.pad(chunk, (0, -len(chunk) % hop)))
                 owners.append(owner)
         alone = self.device.type == "cpu" and not self.training

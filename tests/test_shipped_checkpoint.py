@@ -71,3 +71,13 @@ def test_every_file_that_the_card_names_is_there():
     links = re.findall(r"\]\(([^)#]+)\)", (FOLDER / "README.md").read_text())
     for link in links:
         assert "://" in link or (FOLDER / link).is_file(), link
+
+
+@needs_weights
+@pytest.mark.parametrize(("dtype", "share"), [("float16", 0.001), ("bfloat16", 0.01)])
+def test_half_precision_changes_hardly_a_digit(dtype, share):
+    """As on most accelerators. A waveform or a transform in bfloat16 would change a quarter of all digits."""
+    tokenizer = JepaAudioTokenizer.from_pretrained(FOLDER)
+    digits = tokenizer.unpack(tokenizer(str(SPEECH))["input_ids"])
+    tokenizer.to(dtype=dtype)
+    assert (tokenizer.unpack(tokenizer(str(SPEECH))["input_ids"]) != digits).mean() <= share

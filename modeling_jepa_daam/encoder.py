@@ -96,6 +96,10 @@ class JepaDaamEncoder(nn.Module):
         """
         x = zero_padding(input_values, stretch_mask(frame_mask, self.config.hop_length))
         x = self.stft_front_end(x) if self.config.encoder_stft_stages > 0 else self.input_conv(x)
+        return self._convolve(x, frame_mask)
+
+    def _convolve(self, x: Tensor, frame_mask: Tensor | None) -> Tensor:
+        # Features at the rate of the first stage's input to frames.
         factor = math.prod(self.downsampling_ratios)
         mask = stretch_mask(frame_mask, factor)
         for stage, ratio in zip(self.stages, self.downsampling_ratios, strict=True):
@@ -121,8 +125,9 @@ class JepaDaamEncoder(nn.Module):
         Returns:
             Latents, `(batch, frames, hidden_size)`. At padded frames they mean nothing.
         """
-        latents = self.mix_frames(self.extract_frames(input_values, frame_mask), frame_mask)
         if self.transform is None:
-            return latents
+            return self.mix_frames(self.extract_frames(input_values, frame_mask), frame_mask)
         heard = zero_padding(input_values, stretch_mask(frame_mask, self.config.hop_length))
-        return self.transform(self.stft_front_end.power(heard), latents)
+        power = self.stft_front_end.power(heard)  # which both ways read
+        frames = self._convolve(self.stft_front_end.features(power), frame_mask)
+        return self.transform(power, self.mix_frames(frames, frame_mask))

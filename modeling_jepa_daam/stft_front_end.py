@@ -33,11 +33,15 @@ class StftFrontEnd(nn.Module):
 
         The transform runs in float32 at least.
         """
-        return self.project(self.log_magnitude(waveform).to(self.project.weight.dtype))
+        return self.features(self.power(waveform))
 
-    def log_magnitude(self, waveform: Tensor) -> Tensor:
-        """Scaled natural logarithm of the magnitudes, at least 0: `(batch, fft_size // 2 + 1, frames)`."""
-        power = self.power(waveform)
+    def features(self, power: Tensor) -> Tensor:
+        """What `forward` makes, of what `power` has made."""
+        return self.project(self.log_magnitude(power).to(self.project.weight.dtype))
+
+    @staticmethod
+    def log_magnitude(power: Tensor) -> Tensor:
+        """Scaled natural logarithm of the magnitudes, at least 0."""
         return LOG_MAGNITUDE_SCALE * (0.5 * power.clamp(min=math.exp(2 * MIN_LOG_MAGNITUDE)).log() - MIN_LOG_MAGNITUDE)
 
     def power(self, waveform: Tensor) -> Tensor:

@@ -8,17 +8,21 @@ from tests.conftest import STFT, noise
 from tests.test_istft_head import spectrogram
 
 
+def log_magnitude(front_end, waveform):
+    return front_end.log_magnitude(front_end.power(waveform))
+
+
 @pytest.mark.parametrize("hop", [15, 16])
 def test_it_is_the_scaled_log_magnitude_of_centred_frames(hop):
     waveform = noise(20 * hop, seed=1)
     expected = np.log(np.maximum(spectrogram(waveform, hop, 4 * hop)[0], 1e-3)) - MIN_LOG_MAGNITUDE
-    magnitude = StftFrontEnd(6, hop).log_magnitude(torch.tensor(waveform)[None, None])
+    magnitude = log_magnitude(StftFrontEnd(6, hop), torch.tensor(waveform)[None, None])
     np.testing.assert_allclose(magnitude[0].numpy(), LOG_MAGNITUDE_SCALE * expected, atol=1e-4)
 
 
 def test_silence_is_zero_and_has_a_finite_gradient():
     silence = torch.zeros(1, 1, 160, requires_grad=True)
-    magnitude = StftFrontEnd(6, 16).log_magnitude(silence)
+    magnitude = log_magnitude(StftFrontEnd(6, 16), silence)
     magnitude.sum().backward()
     assert not magnitude.any()
     assert silence.grad.isfinite().all()
@@ -28,9 +32,9 @@ def test_it_runs_in_float32_under_autocast():
     front_end, waveform = StftFrontEnd(6, 16), torch.tensor(noise(320))[None, None]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(
-            front_end.log_magnitude(waveform.bfloat16().float()), front_end.log_magnitude(waveform.bfloat16())
+            log_magnitude(front_end, waveform.bfloat16().float()), log_magnitude(front_end, waveform.bfloat16())
         )
-        assert front_end.log_magnitude(waveform).dtype == torch.float32
+        assert log_magnitude(front_end, waveform).dtype == torch.float32
 
 
 def test_a_model_with_one_has_the_same_frames_and_tokens_in_a_padded_batch():

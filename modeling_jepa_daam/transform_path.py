@@ -19,7 +19,8 @@ EXPANSION = 8  # of the layers that put digits together again: about a unit for 
 
 
 @functools.lru_cache(maxsize=16)
-def _mel_filters(bins: int, num_bands: int, sampling_rate: int) -> np.ndarray:
+def mel_filters(bins: int, num_bands: int, sampling_rate: int) -> np.ndarray:
+    """Triangles on Slaney's mel scale, each of equal area, from 0 Hz to the Nyquist frequency: `(bins, bands)`."""
     # Not a buffer: outside the checkpoint it would come back as zeros from `from_pretrained`. Not a tensor: the cache
     # outlives the call that fills it, which may be one under `torch.export`.
     with warnings.catch_warnings():
@@ -57,7 +58,7 @@ class AnalysisTransform(nn.Module):
 
     def log_mel(self, power: Tensor) -> Tensor:
         """Log mel magnitudes, scaled to about mean 0 and variance 1: `(batch, bands, spectra)`, float32 at least."""
-        filters = _mel_filters(power.shape[1], self.num_bands, self.sampling_rate)
+        filters = mel_filters(power.shape[1], self.num_bands, self.sampling_rate)
         with torch.autocast(power.device.type, enabled=False):
             magnitude = power.clamp(min=1e-16).sqrt()  # the floor keeps the gradient finite
             mel = torch.tensor(filters.T, dtype=power.dtype, device=power.device) @ magnitude
@@ -68,8 +69,11 @@ class AnalysisTransform(nn.Module):
 
         In float32 at least, whatever the weights' type: fine digits need more than 8 bits.
         """
-        with torch.autocast(power.device.type, enabled=False):
-            mel = self.log_mel(power)
+        return self.latents(self.log_mel(power), residual)
+
+    def latents(self, mel: Tensor, residual: Tensor) -> Tensor:
+        """What `forward` makes, of what `log_mel` has made."""
+        with torch.autocast(mel.device.type, enabled=False):
             weight, bias = (parameter.to(mel.dtype) for parameter in self.project.parameters())
             gain, offset = self.gain.to(mel.dtype), self.offset.to(mel.dtype)
             coefficients = F.conv1d(mel, weight, bias, self.project.stride).transpose(1, 2)

@@ -37,7 +37,7 @@ from .train_tokenizer import CodecConfig, augment
 
 SUMMARY = "transform.json"  # what the computation found, beside `config.yaml`
 BOUND = 1.7  # standard deviations of a coefficient that tanh brings to tanh(1)
-FINE_BOUND = 4.0  # of one with a single digit: nearly linear
+SINGLE_BOUND = 4.0  # of one with a single digit: nearly linear
 MAX_DIGITS = 3
 LEVELS = 4
 Codec = Any  # a JepaDaamModel with a transform, which its type does not promise
@@ -47,7 +47,7 @@ RATE, BATCH_SIZE = 1e-2, 512  # of what learns coefficients from digits
 
 def digit_latents(coefficients: Tensor, digits: int) -> Tensor:
     """Latents that carry a coefficient of variance 1 in `digits` digits: `(..., digits)`, the coarsest first."""
-    bounded = torch.tanh(coefficients / (BOUND if digits > 1 else FINE_BOUND))
+    bounded = torch.tanh(coefficients / (BOUND if digits > 1 else SINGLE_BOUND))
     gains = [float(LEVELS**digit) for digit in range(digits)]
     return torch.stack([triangle_wave(gain * bounded - float(gain > 1.0)) for gain in gains], dim=-1)
 
@@ -136,7 +136,7 @@ def set_analysis(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor, list[in
     transform = codec.encoder.transform
     dimension = 0
     for vector, variance, count in zip(basis, variances, digits, strict=True):
-        scaled = vector / (variance.sqrt() * (BOUND if count > 1 else FINE_BOUND))
+        scaled = vector / (variance.sqrt() * (BOUND if count > 1 else SINGLE_BOUND))
         for digit in range(count):
             transform.project.weight[dimension] = scaled.view(patches.shape[1:])
             transform.project.bias[dimension] = -(scaled @ mean)
@@ -153,9 +153,8 @@ def set_analysis(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor, list[in
 @torch.no_grad()
 def latents_of(codec: Codec, patches: Tensor) -> Tensor:
     """Latents `(patches, dimensions)` of log mel patches, by the transform alone."""
-    transform = codec.encoder.transform
-    coefficients = [transform.project(part)[..., 0] for part in patches.split(4096)]
-    return triangle_wave(transform.gain * torch.tanh(torch.cat(coefficients)) + transform.offset)
+    nothing = torch.zeros(())  # of the network
+    return torch.cat([codec.encoder.transform.latents(part, nothing)[:, 0] for part in patches.split(4096)])
 
 
 def set_synthesis(codec: Codec, patches: Tensor, mean: Tensor, basis: Tensor, digits: list[int], steps: int) -> float:

@@ -68,6 +68,10 @@ def plot_recording(
     axes[4].set_xlabel("time (s)")
     axes[4].set_title("DAAM gates G(x), local means", loc="left")
     axes[4].set_xlim(0, duration_s)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
@@ -98,8 +102,7 @@ def plot_decoded(
     _draw_tokens(figure, axes[1], np.asarray(tokens), tokens.shape[1] * hop_length / sampling_rate)
     axes[1].set_xlabel("time (s)")
     axes[1].set_xlim(0, len(samples) / sampling_rate)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    _save(figure, path)
 
 
 def plot_salience(
@@ -138,8 +141,7 @@ def plot_salience(
     axes[1].set_title("salience: mean of each DAAM gate G(x) in each frame", loc="left")
     axes[-1].set_xlabel("time (s)")
     axes[-1].set_xlim(0, duration_s)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    _save(figure, path)
 
 
 def _resized(gate: np.ndarray, columns: int) -> np.ndarray:

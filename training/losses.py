@@ -17,16 +17,15 @@ more), except in the spectral convergence, which is a ratio for each clip and a 
 
 import functools
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from transformers.audio_utils import mel_filter_bank
 
 from modeling_jepa_daam.framing import lengths_to_mask, num_frames
+from modeling_jepa_daam.transform_path import mel_filters
 
 STFT_RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128), (256, 64), (128, 32))  # FFT size and hop, in samples
 MEL_RESOLUTIONS = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))  # FFT size and bands
@@ -66,11 +65,9 @@ def _hann(fft_size: int, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _mel_filters(fft_size: int, num_bands: int, sampling_rate: int, device: torch.device) -> Tensor:
-    """Triangles on Slaney's mel scale, each of equal area, from 0 Hz to the Nyquist frequency: `(bins, bands)`."""
-    with warnings.catch_warnings(), torch.inference_mode(False):
-        warnings.simplefilter("ignore")  # bands between two bins are empty: they get no weight
-        top_hz = sampling_rate / 2
-        filters = mel_filter_bank(fft_size // 2 + 1, num_bands, 0.0, top_hz, sampling_rate, "slaney", "slaney")
+    """`mel_filters` as a tensor; bands between two bins are empty and get no weight."""
+    with torch.inference_mode(False):
+        filters = mel_filters(fft_size // 2 + 1, num_bands, sampling_rate)
         return torch.tensor(filters, dtype=torch.float32, device=device)
 
 

@@ -108,6 +108,9 @@ class JepaDaamConfig(PreTrainedConfig):
             shorter by as many entries.
         transform_bands: Mel bands of the linear transform beside encoder and decoder (`transform_path.py`); 0 for none.
             It needs `encoder_stft_stages`, whose spectra it reads, and the decoder has to reach their rate.
+        harmonic_source: Whether the transform also carries a voice's pitch, and the decoder shapes its harmonics, and
+            noise, instead of predicting phases (`pitch.py`, `source_filter_head.py`). It needs `transform_bands`, and
+            an inverse STFT at the rate of the encoder's spectra.
         chunk_frames: Frames that the encoder sees at once; longer audio is cut into such chunks, each on its own.
         untrained_seed: Seed that the weights were drawn from, if they were never trained.
         weights_sha256: SHA-256 of the checkpoint's `model.safetensors`, which loading then verifies. Stands in what
@@ -157,6 +160,7 @@ class JepaDaamConfig(PreTrainedConfig):
     decoder_kernel_sizes: list[list[int]] | tuple[tuple[int, ...], ...] = ((3, 7, 11),) * 5
     decoder_istft_stages: int = 0
     transform_bands: int = 0
+    harmonic_source: bool = False
     chunk_frames: int = 30
     untrained_seed: int | None = None
     weights_sha256: str | None = None
@@ -228,6 +232,8 @@ class JepaDaamConfig(PreTrainedConfig):
         shape = {name: getattr(self, name) for name in _DIGEST_KEYS} | {"fsq_levels": self.levels}
         if self.transform_bands == 0:  # as it was before there was any
             del shape["transform_bands"]
+        if not self.harmonic_source:
+            del shape["harmonic_source"]
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     # Checks
@@ -308,6 +314,19 @@ class JepaDaamConfig(PreTrainedConfig):
             raise ValueError(
                 "`transform_bands` needs `encoder_stft_stages` of at least 1 and at least `decoder_istft_stages`, "
                 f"got {self.encoder_stft_stages} and {self.decoder_istft_stages}"
+            )
+        if self.harmonic_source and not (
+            self.transform_bands > 0 and self.encoder_stft_stages == self.decoder_istft_stages
+        ):
+            raise ValueError(
+                "`harmonic_source` needs `transform_bands` above 0 and `decoder_istft_stages` equal to "
+                f"`encoder_stft_stages`, got {self.transform_bands}, {self.decoder_istft_stages} and "
+                f"{self.encoder_stft_stages}"
+            )
+        if self.harmonic_source and self.decoder_channels[-1] < self.transform_bands + 2:
+            raise ValueError(
+                "`harmonic_source` needs a last entry of `decoder_channels` of at least `transform_bands` + 2 = "
+                f"{self.transform_bands + 2}, for pitch and voicing, got {self.decoder_channels[-1]}"
             )
 
     def _check_attention(self):

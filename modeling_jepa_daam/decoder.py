@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from .convolution import ResidualBlock, SnakeBeta, upsampling_conv
 from .daam import DensityAdaptiveAttention
 from .framing import stretch_mask, zero_padding
-from .istft_head import InverseStftHead
+from .istft_head import OVERLAP, InverseStftHead
+from .source_filter_head import SourceFilterHead
 from .transform_path import SynthesisTransform
 
 OUTPUT_KERNEL_SIZE = 7
@@ -58,7 +59,8 @@ class HifiGanDecoder(nn.Module):
     parameter count (69.2M, Table 3), and an even kernel cannot keep the length.
 
     With `config.decoder_istft_stages` an inverse STFT stands in for the last stages, where most of the work is. With
-    `config.transform_bands` a linear transform joins at the rate of the encoder's spectra.
+    `config.transform_bands` a linear transform joins at the rate of the encoder's spectra; with
+    `config.harmonic_source`, the inverse STFT is one of sources that the decoder shapes.
 
     Args:
         config: `JepaDaamConfig`.
@@ -79,10 +81,14 @@ class HifiGanDecoder(nn.Module):
             self.transform_stage = convolved - 1
             patch = math.prod(self.upsampling_ratios[:convolved])
             self.transform = SynthesisTransform(config, config.decoder_channels[convolved], patch)
+        self.istft_head: SourceFilterHead | InverseStftHead | None = None
         if config.decoder_istft_stages > 0:
             hop_length = math.prod(config.upsampling_ratios[len(self.stages) :])
-            self.istft_head = InverseStftHead(config.decoder_channels[-1], hop_length)
-            self.output_ratio, self.output_radius = hop_length, self.istft_head.radius
+            if config.harmonic_source:
+                self.istft_head = SourceFilterHead(config.decoder_channels[-1], hop_length, config.sampling_rate)
+            else:
+                self.istft_head = InverseStftHead(config.decoder_channels[-1], hop_length)
+            self.output_ratio, self.output_radius = hop_length, OVERLAP // 2
         else:
             self.output_conv = nn.Conv1d(
                 config.decoder_channels[-1], 1, OUTPUT_KERNEL_SIZE, padding=OUTPUT_KERNEL_SIZE // 2
@@ -115,7 +121,16 @@ class HifiGanDecoder(nn.Module):
         Returns:
             `(batch, 1, (frames - context) * hop_length)`, in [-1, 1].
         """
-        return self.synthesize(*self.upsample(latents, frame_mask, context))
+        x, mask, (left, right) = self.upsample(latents, frame_mask, context)
+        sources = None
+        if isinstance(self.istft_head, SourceFilterHead):
+            assert self.transform is not None
+            pitch, voiced = (
+                track.detach() for track in self.transform.pitch(latents)
+            )  # `training/codec.py` has a loss
+            start = context[0] * pitch.shape[2] - left
+            sources = self.istft_head.spectra(pitch, voiced, latents, frame_mask)[..., start : start + x.shape[-1]]
+        return self.synthesize(x, mask, (left, right), sources)
 
     def upsample(
         self,
@@ -147,11 +162,13 @@ class HifiGanDecoder(nn.Module):
             mask = None if mask is None else mask[..., drop_left:end]
         return x, mask, (left, right)
 
-    def synthesize(self, x: Tensor, mask: Tensor | None, context: tuple[int, int]) -> Tensor:
-        """What `upsample` returned to `(batch, 1, samples)`, less the context."""
+    def synthesize(
+        self, x: Tensor, mask: Tensor | None, context: tuple[int, int], sources: Tensor | None = None
+    ) -> Tensor:
+        """What `upsample` returned to `(batch, 1, samples)`, less the context, of sources if the head shapes them."""
         left, right = context
-        if self.output_ratio > 1:
-            x = self.istft_head(x, mask)
+        if self.istft_head is not None:
+            x = self.istft_head(x, mask) if sources is None else self.istft_head(x, mask, sources)
         else:
             with torch.autocast(x.device.type, enabled=False):  # 8 bits of a bfloat16 waveform would be noise
                 x = zero_padding(x, mask).to(self.output_conv.weight.dtype)

@@ -13,8 +13,7 @@ MIN_LOG_MAGNITUDE = -20.0  # nothing to be heard, and far from where `exp` is 0 
 class InverseStftHead(nn.Module):
     """Features to magnitude and phase of a spectrogram, and the spectrogram to the waveform.
 
-    Source: Kaneko et al. 2022 (iSTFTNet) and Siuzdak 2023 (Vocos). Overlapping windows are divided by the sum of their
-    squares, so that the ends are as loud as the middle, and a recording in a padded batch sounds as it does alone.
+    Source: Kaneko et al. 2022 (iSTFTNet) and Siuzdak 2023 (Vocos).
 
     Args:
         channels: Channels of the features.
@@ -63,18 +62,37 @@ class InverseStftHead(nn.Module):
         with torch.autocast(device.type, enabled=False):
             magnitude = log_magnitude.clamp(min=MIN_LOG_MAGNITUDE).exp()
             spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-            window = torch.hann_window(self.fft_size, dtype=dtype, device=device)[:, None]
-            pieces = torch.fft.irfft(spectrum, n=self.fft_size, dim=1) * window
-            valid = torch.ones_like(pieces[:1, :1]) if mask is None else mask.to(dtype)
-            if mask is not None:
-                pieces = pieces * valid
-            envelope = self._overlap_add(window.square() * valid)
-            return self._overlap_add(pieces) / envelope.clamp(min=1e-8)
+            return inverse_stft(spectrum, self.hop_length, mask)
 
-    def _overlap_add(self, pieces: Tensor) -> Tensor:
-        """`(batch, fft_size, frames)` -> `(batch, 1, frames * hop_length)`, each piece centred on its frame."""
-        frames = pieces.shape[-1]
-        whole = (frames - 1) * self.hop_length + self.fft_size
-        summed = F.fold(pieces, (1, whole), kernel_size=(1, self.fft_size), stride=(1, self.hop_length))[:, :, 0]
-        start = (self.fft_size - self.hop_length) // 2
-        return summed[..., start : start + frames * self.hop_length]
+
+def inverse_stft(spectrum: Tensor, hop_length: int, mask: Tensor | None = None) -> Tensor:
+    """Waveform of spectra of Hann windows of four hops, each centred on its hop.
+
+    Overlapping windows are divided by the sum of their squares, so that the ends are as loud as the middle, and a
+    recording in a padded batch sounds as it does alone.
+
+    Args:
+        spectrum: `(batch, bins, frames)`, complex.
+        hop_length: Samples between windows.
+        mask: `(batch, 1, frames)`, bool, valid frames; `None` if all are.
+
+    Returns:
+        `(batch, 1, frames * hop_length)`.
+    """
+    fft_size, dtype = OVERLAP * hop_length, spectrum.real.dtype
+    window = torch.hann_window(fft_size, dtype=dtype, device=spectrum.device)[:, None]
+    pieces = torch.fft.irfft(spectrum, n=fft_size, dim=1) * window
+    valid = torch.ones_like(pieces[:1, :1]) if mask is None else mask.to(dtype)
+    if mask is not None:
+        pieces = pieces * valid
+    envelope = _overlap_add(window.square() * valid, hop_length)
+    return _overlap_add(pieces, hop_length) / envelope.clamp(min=1e-8)
+
+
+def _overlap_add(pieces: Tensor, hop_length: int) -> Tensor:
+    """`(batch, fft_size, frames)` -> `(batch, 1, frames * hop_length)`, each piece centred on its frame."""
+    fft_size, frames = pieces.shape[1:]
+    whole = (frames - 1) * hop_length + fft_size
+    summed = F.fold(pieces, (1, whole), kernel_size=(1, fft_size), stride=(1, hop_length))[:, :, 0]
+    start = (fft_size - hop_length) // 2
+    return summed[..., start : start + frames * hop_length]

@@ -46,11 +46,16 @@ class StftFrontEnd(nn.Module):
 
     def power(self, waveform: Tensor) -> Tensor:
         """Power of the transforms: `(batch, fft_size // 2 + 1, frames)`."""
-        dtype = torch.promote_types(waveform.dtype, torch.float32)
         with torch.autocast(waveform.device.type, enabled=False):
-            margin = self.fft_size - self.hop_length
-            padded = F.pad(waveform[:, 0].to(dtype), (margin // 2, margin - margin // 2))
-            window = torch.hann_window(self.fft_size, dtype=dtype, device=waveform.device)
-            pieces = padded.unfold(-1, self.fft_size, self.hop_length) * window  # (B, frames, fft_size)
-            spectrum = torch.fft.rfft(pieces, dim=-1).transpose(1, 2)
+            spectrum = stft(waveform[:, 0].to(torch.promote_types(waveform.dtype, torch.float32)), self.hop_length)
             return spectrum.real.square() + spectrum.imag.square()  # a complex `abs` is slow
+
+
+def stft(waveform: Tensor, hop_length: int) -> Tensor:
+    """Spectra of Hann windows of four hops, one centred on each hop: `(batch, samples)` -> `(batch, bins, frames)`."""
+    fft_size = OVERLAP * hop_length
+    margin = fft_size - hop_length
+    padded = F.pad(waveform, (margin // 2, margin - margin // 2))
+    window = torch.hann_window(fft_size, dtype=waveform.dtype, device=waveform.device)
+    pieces = padded.unfold(-1, fft_size, hop_length) * window  # (B, frames, fft_size)
+    return torch.fft.rfft(pieces, dim=-1).transpose(1, 2)

@@ -13,8 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
+from .istft_head import OVERLAP
+from .pitch import PitchTracker, convolved, pitch_hz
+
 MIN_MAGNITUDE = 1e-5
 LOG_MEAN, LOG_SCALE = -6.5, 2.0  # of natural-log mel magnitudes of speech
+PITCH_SCALE, VOICING_SCALE = 12.0, 4.0  # of octaves and of a probability, beside log magnitudes of variance 1
+PITCH_ROWS = 2
+VOICING_SLOPE = 16.0  # of a voice's amplitude over the probability of one, at 0.5
 EXPANSION = 8  # of the layers that put digits together again: about a unit for each value of each coefficient
 
 
@@ -34,8 +40,15 @@ def triangle_wave(x: Tensor) -> Tensor:
     return (4.0 * (shifted - shifted.floor()) - 2.0).abs() - 1.0
 
 
+def transform_rows(config) -> int:
+    """Rows of a patch: mel bands and, if there is a source of harmonics, pitch and voicing."""
+    return config.transform_bands + PITCH_ROWS * config.harmonic_source
+
+
 class AnalysisTransform(nn.Module):
     """One linear layer from patches of the log mel spectrogram to latents, and digits of its coefficients.
+
+    With `config.harmonic_source` a patch has two more rows, pitch and voicing.
 
     Deviation: not in the paper. Classic codecs transform blocks of signal linearly and spend bits where the variance
     is. A latent dimension has two bits, and the largest coefficients of a patch deserve six: as `triangle_wave(gain *
@@ -52,7 +65,11 @@ class AnalysisTransform(nn.Module):
     def __init__(self, config, patch: int):
         super().__init__()
         self.sampling_rate, self.num_bands = config.sampling_rate, config.transform_bands
-        self.project = nn.Conv1d(self.num_bands, config.hidden_size, kernel_size=patch, stride=patch)
+        self.tracker = None
+        if config.harmonic_source:
+            fft_size = OVERLAP * config.hop_length // patch
+            self.tracker = PitchTracker(fft_size, config.sampling_rate)
+        self.project = nn.Conv1d(transform_rows(config), config.hidden_size, kernel_size=patch, stride=patch)
         self.gain = nn.Parameter(torch.ones(config.hidden_size))
         self.offset = nn.Parameter(torch.zeros(config.hidden_size))
 
@@ -69,15 +86,29 @@ class AnalysisTransform(nn.Module):
 
         In float32 at least, whatever the weights' type: fine digits need more than 8 bits.
         """
-        return self.latents(self.log_mel(power), residual)
+        return self.latents(self.rows(power), residual)
 
-    def latents(self, mel: Tensor, residual: Tensor) -> Tensor:
-        """What `forward` makes, of what `log_mel` has made."""
-        with torch.autocast(mel.device.type, enabled=False):
-            weight, bias = (parameter.to(mel.dtype) for parameter in self.project.parameters())
-            gain, offset = self.gain.to(mel.dtype), self.offset.to(mel.dtype)
-            coefficients = F.conv1d(mel, weight, bias, self.project.stride).transpose(1, 2)
-            return triangle_wave(gain * torch.tanh(coefficients + residual.to(mel.dtype)) + offset)
+    def rows(self, power: Tensor) -> Tensor:
+        """What patches are cut from: `log_mel` and, if there is a tracker, `pitch_rows`: `(batch, rows, spectra)`."""
+        mel = self.log_mel(power)
+        return mel if self.tracker is None else torch.cat([mel, self.pitch_rows(power)], dim=1)
+
+    def pitch_rows(self, power: Tensor) -> Tensor:
+        """Scaled octaves above 150 Hz and scaled probability of a voice: `(batch, 2, spectra)`, float32 at least."""
+        assert self.tracker is not None
+        frames = power.unflatten(2, (-1, self.project.kernel_size[0])).transpose(1, 2)  # (B, frames, bins, patch)
+        octaves, voiced = (
+            track.unflatten(0, frames.shape[:2]).flatten(1) for track in self.tracker(frames.flatten(0, 1))
+        )
+        return torch.stack([PITCH_SCALE * octaves, VOICING_SCALE * (voiced - 0.5)], dim=1)
+
+    def latents(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """What `forward` makes, of what `rows` has made."""
+        with torch.autocast(rows.device.type, enabled=False):
+            weight, bias = (parameter.to(rows.dtype) for parameter in self.project.parameters())
+            gain, offset = self.gain.to(rows.dtype), self.offset.to(rows.dtype)
+            coefficients = F.conv1d(rows, weight, bias, self.project.stride).transpose(1, 2)
+            return triangle_wave(gain * torch.tanh(coefficients + residual.to(rows.dtype)) + offset)
 
 
 class SynthesisTransform(nn.Module):
@@ -92,6 +123,7 @@ class SynthesisTransform(nn.Module):
     def __init__(self, config, channels: int, patch: int):
         super().__init__()
         size = config.hidden_size
+        self.num_bands = config.transform_bands
         self.expand = nn.Conv1d(size, EXPANSION * size, kernel_size=1)
         self.reduce = nn.Conv1d(EXPANSION * size, size, kernel_size=1)
         self.patches = nn.ConvTranspose1d(size, channels, kernel_size=patch, stride=patch)
@@ -99,3 +131,19 @@ class SynthesisTransform(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """`(batch, dimensions, frames)` -> `(batch, channels, frames * patch)`."""
         return self.patches(self.reduce(F.silu(self.expand(latents))))
+
+    def pitch_rows(self, latents: Tensor) -> Tensor:
+        """The two features after the bands, in float32 at least: `(batch, 2, frames * patch)`."""
+        rows = slice(self.num_bands, self.num_bands + PITCH_ROWS)
+        assert self.patches.bias is not None
+        with torch.autocast(latents.device.type, enabled=False):
+            x = latents.to(torch.promote_types(self.patches.weight.dtype, torch.float32))
+            x = convolved(self.reduce, F.silu(convolved(self.expand, x)))
+            weight, bias = self.patches.weight[:, rows].to(x.dtype), self.patches.bias[rows].to(x.dtype)
+            return F.conv_transpose1d(x, weight, bias, self.patches.stride)
+
+    def pitch(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Pitch (Hz), and how much of a voice there is, in [0, 1]: each `(batch, frames, patch)`."""
+        rows = self.pitch_rows(latents).unflatten(2, (latents.shape[2], -1))
+        # A probability that comes back as 0.8 means that there is one.
+        return pitch_hz(rows[:, 0] / PITCH_SCALE), (VOICING_SLOPE * rows[:, 1] / VOICING_SCALE).sigmoid()

@@ -41,9 +41,17 @@ MIXED = STFT | {
 }
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return make_untrained_checkpoint(JepaDaamConfig(**MIXED), tmp_path_factory.mktemp("mixed") / "checkpoint")
+HARMONIC = MIXED | {
+    "decoder_istft_stages": 2,
+    "harmonic_source": True,
+    "decoder_channels": (8, 9),
+    "decoder_kernel_sizes": ((3, 7),),
+}
+
+
+@pytest.fixture(scope="module", params=[MIXED, HARMONIC], ids=["mixed", "harmonics"])
+def checkpoint(request, tmp_path_factory):
+    return make_untrained_checkpoint(JepaDaamConfig(**request.param), tmp_path_factory.mktemp("mixed") / "checkpoint")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,9 @@ import torch
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.audio import load_audio
+from modeling_jepa_daam.pitch import PitchTracker
+from modeling_jepa_daam.source_filter_head import harmonics
+from modeling_jepa_daam.stft_front_end import stft
 from tests.conftest import STFT
 from tests.librilight import RECORDINGS, make_librilight
 from tests.test_train_tokenizer import config_of
@@ -12,14 +15,18 @@ from training.codec import CodecForTraining
 from training.evidence import describe_run
 from training.transform_code import (
     MAX_DIGITS,
+    Patches,
+    PitchTeacher,
     allocate_digits,
     digit_latents,
     distortions,
     latents_of,
     main,
     set_analysis,
+    set_source_filter,
     set_synthesis,
     silence_the_rest,
+    teach_tracker,
 )
 
 CODE = STFT | {"transform_bands": 12, "hidden_size": 16, "fsq_temperature": 1.8, "decoder_channels": (16, 14, 6, 4)}
@@ -120,6 +127,101 @@ def test_it_is_computed_from_speech_and_training_starts_from_it(librilight, tmp_
     features = codec.decoder.upsample(values, num_stages=2)[0][:, :20]
     mel = codec.encoder.transform.log_mel(codec.encoder.stft_front_end.power(waveform))
     assert (features - mel).abs().mean() < 0.5 * (mel - mel.mean()).abs().mean()
+
+
+HARMONIC = (
+    "model.overrides={transform_bands: 20, fsq_temperature: 1.8, harmonic_source: true, decoder_istft_stages: 3, "
+    "decoder_channels: [64, 64, 32], decoder_kernel_sizes: [[3], [3]]}"
+)
+
+
+def voices(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Harmonics of one pitch a frame, then noise: waveforms `(frames, 9600)`, octaves above 150 Hz `(frames, 30)`."""
+    generator = torch.Generator().manual_seed(0)
+    octaves = torch.rand(frames, 1, generator=generator) * 2.0 - 1.0
+    waveform = harmonics((150.0 * 2.0**octaves).expand(-1, 30)[None], 9600, 24000)[0] / 50.0
+    waveform = waveform + 0.05 * torch.randn(frames, 9600, generator=generator)
+    waveform[:, 5000:] = torch.randn(frames, 4600, generator=generator)
+    octaves = octaves.repeat(1, 30)
+    octaves[:, 16:] = torch.nan
+    return waveform, octaves
+
+
+def test_a_tracker_is_taught():
+    torch.manual_seed(0)
+    waveform, octaves = voices(96)
+    spectrum = stft(waveform, 320)
+    patches = Patches(torch.zeros(96, 1, 30), spectrum.abs().square()[:, :160], octaves)
+    tracker = PitchTracker(1280, 24000)
+    cents, voicing_error = teach_tracker(tracker, patches, steps=60)
+    assert cents < 60.0
+    assert voicing_error < 0.1
+
+
+def test_the_teacher_hears_pitch_where_there_is_a_voice():
+    teacher = PitchTeacher(24000, 320)
+    waveform, octaves = voices(1)
+    found = teacher(waveform[0])
+    assert found.shape == (30,)
+    torch.testing.assert_close(found[3:13], octaves[0, 3:13], atol=0.05, rtol=0)
+    assert found[20:].isnan().all()
+
+
+def test_the_head_begins_as_a_vocoder_of_bands_and_pitch():
+    """Rows of a recording, shaped by nothing but the weights computed, have the recording's spectrum."""
+    config = JepaDaamConfig.from_dict(
+        JepaDaamConfig.from_pretrained("hub_configs/jepa-daam-24khz-small").to_diff_dict()
+    )
+    shape = config.to_diff_dict() | {
+        "transform_bands": 80,
+        "harmonic_source": True,
+        "decoder_istft_stages": 3,
+        "decoder_channels": (16, 16, 82),
+        "decoder_kernel_sizes": ((3,), (3,)),
+    }
+    for name in ("architectures", "auto_map", "dtype", "transformers_version", "weights_sha256"):
+        shape.pop(name, None)
+    torch.manual_seed(0)
+    codec = JepaDaamModel(JepaDaamConfig(**shape)).eval()
+    set_source_filter(codec)
+    waveform = torch.from_numpy(load_audio(next(RECORDINGS.rglob("*.flac")), None, 24000)[:48000])
+    transform, head = codec.encoder.transform, codec.decoder.istft_head
+    real = transform.log_mel(codec.encoder.stft_front_end.power(waveform[None, None]))
+    octaves = PitchTeacher(24000, 320)(waveform)
+    voiced = (~octaves.isnan()).float()
+    rows = torch.cat([real, 12.0 * octaves.nan_to_num()[None, None], 4.0 * (voiced - 0.5)[None, None]], dim=1)
+    pitch = 150.0 * 2.0 ** octaves.nan_to_num().view(1, 5, 30)
+    with torch.no_grad():
+        sources = head.spectra(pitch, voiced.view(1, 5, 30), torch.randn(1, 128, 5).round(), None)
+        sound = head(rows, None, sources)
+        made = transform.log_mel(codec.encoder.stft_front_end.power(sound))
+        quiet = transform.log_mel(codec.encoder.stft_front_end.power(0.5 * sound))
+    distance = (made - real).abs().mean()
+    assert distance < 0.35  # of a standard deviation
+    assert distance < (quiet - real).abs().mean()
+
+
+def test_pitch_is_part_of_the_code_and_of_training(librilight, tmp_path):
+    changes = [HARMONIC, "data.segment_s=4.0"]
+    config = config_of(librilight, tmp_path / "transform", "model.config=hub_configs/jepa-daam-24khz-small", *changes)
+    folder = main(config, num_batches=4, steps=400, tracker_steps=60)
+    code = describe_run(tmp_path / "transform", "here", 2)["code"]
+    assert code["tracker_voicing_error"] < 0.1
+    assert code["coded_voicing_error"] < 0.4
+    codec = JepaDaamModel.from_pretrained(folder)
+    training = CodecForTraining(codec, spectrogram_head=True).train()
+    assert not any(weight.requires_grad for weight in codec.encoder.transform.tracker.parameters())
+    samples = torch.from_numpy(load_audio(next(RECORDINGS.rglob("*.flac")), None, 24000)[: 9600 * 6])[None]
+    samples = torch.cat([samples, samples])
+    samples[1, 30000:] = 0.0
+    lengths = torch.tensor([9600 * 6, 30000])
+    for spectrogram in (True, False):
+        result = training(samples, lengths, 2, torch.Generator(), spectrogram)
+        assert 0.0 < result.pitch.item() < 10.0
+    result.pitch.backward()
+    assert codec.decoder.transform.patches.weight.grad[:, 20:22].abs().max() > 0.0
+    assert not codec.decoder.transform.patches.weight.grad[:, :20].any()
+    assert codec.decoder.istft_head.project.weight.grad is None
 
 
 def test_a_training_run_is_not_overwritten(librilight, tmp_path):

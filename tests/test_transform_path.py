@@ -10,11 +10,19 @@ from tests.conftest import STFT, noise
 from training.losses import log_mel
 
 TRANSFORM = STFT | {"transform_bands": 7, "chunk_frames": 20, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+HARMONIC = {
+    "harmonic_source": True,
+    "decoder_istft_stages": 2,
+    "decoder_channels": (8, 9),
+    "decoder_kernel_sizes": ((3, 7),),
+}
 
 
-@pytest.fixture(params=[0, 1, 2], ids="istft {}".format)
+@pytest.fixture(params=[0, 1, 2, HARMONIC], ids=["istft 0", "istft 1", "istft 2", "harmonics"])
 def model(request):
     torch.manual_seed(0)
+    if request.param is HARMONIC:
+        return JepaDaamModel(JepaDaamConfig(**TRANSFORM | HARMONIC)).eval()
     kept = 3 - request.param
     decoder = {
         "decoder_istft_stages": request.param,
@@ -115,6 +123,30 @@ def test_half_precision_keeps_the_code(model):
 def test_where_it_cannot_join_is_an_error(wrong):
     with pytest.raises(ValueError, match="`transform_bands`"):
         JepaDaamConfig(**TRANSFORM | wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"transform_bands": 0}, "`harmonic_source` needs `transform_bands` above 0"),
+        (
+            {"decoder_istft_stages": 1, "decoder_channels": (8, 9, 9), "decoder_kernel_sizes": ((3,), (3,))},
+            "`decoder_istft_stages` equal to `encoder_stft_stages`, got 7, 1 and 2",
+        ),
+        ({"decoder_channels": (8, 8)}, "at least `transform_bands` \\+ 2 = 9"),
+    ],
+    ids=["no transform", "another rate", "no channels"],
+)
+def test_harmonics_need_a_transform_at_their_rate(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        JepaDaamConfig(**TRANSFORM | HARMONIC | wrong)
+
+
+def test_pitch_makes_another_code():
+    """And a configuration without it has the digest that it had before there was any."""
+    harmonic = JepaDaamConfig(**TRANSFORM | HARMONIC)
+    without = JepaDaamConfig(**TRANSFORM | HARMONIC | {"harmonic_source": False})
+    assert harmonic.digest != without.digest
 
 
 def test_a_spectrogram_front_end_is_needed():

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
-from modeling_jepa_daam.framing import lengths_to_mask
+from modeling_jepa_daam.framing import lengths_to_mask, stretch_mask, zero_padding
+from modeling_jepa_daam.transform_path import VOICING_SCALE
 
 from .spectrogram_head import SpectrogramHead
 
@@ -28,6 +29,8 @@ class CodecResult(NamedTuple):
     """`(batch,)`, int64, samples of each window."""
     semantic: Tensor | None = None
     """`(batch, spectra, features)`, float32, if there is a teacher to compare them with."""
+    pitch: Tensor | None = None
+    """Scalar, how far the decoder's pitch is from what the encoder tracked, if they have a source of harmonics."""
 
 
 class CodecForTraining(nn.Module):
@@ -62,6 +65,8 @@ class CodecForTraining(nn.Module):
         self.freeze_transform = freeze_transform and transform is not None
         if freeze_transform and transform is not None:
             transform.requires_grad_(False)
+        if transform is not None and transform.tracker is not None:
+            transform.tracker.requires_grad_(False)  # it is what the decoder's pitch is compared with
         self.average = copy.deepcopy(codec).requires_grad_(False)
         rate, hop = self.config.sampling_rate, self.config.hop_length
         self.spectrogram_head = SpectrogramHead(codec.decoder, rate, hop) if spectrogram_head else None
@@ -145,7 +150,21 @@ class CodecForTraining(nn.Module):
 
         if not spectrogram:
             generated = generated.float().masked_fill(~inside, 0.0)
-        return CodecResult(generated, real, window_lengths, semantic)
+        pitch = self.pitch_distance(samples, quantized, frame_mask) if self.config.harmonic_source else None
+        return CodecResult(generated, real, window_lengths, semantic, pitch)
+
+    def pitch_distance(self, samples: Tensor, quantized: Tensor, frame_mask: Tensor) -> Tensor:
+        """Mean absolute difference of the rows that carry pitch and voicing, of pitch where there is a voice."""
+        analysis, synthesis = self.codec.encoder.transform, self.codec.decoder.transform
+        assert analysis is not None
+        assert synthesis is not None
+        with torch.no_grad():
+            tracked = analysis.pitch_rows(self.codec.encoder.stft_front_end.power(samples[:, None]))
+            voiced = tracked[:, 1] / VOICING_SCALE + 0.5
+            weights = torch.stack([voiced, torch.ones_like(voiced)], dim=1)
+            weights = zero_padding(weights, stretch_mask(frame_mask, tracked.shape[2] // quantized.shape[1]))
+        distance = (synthesis.pitch_rows(quantized.transpose(1, 2)) - tracked).abs()
+        return (weights * distance).sum() / weights[:, 1].sum()
 
     def decode_windows(self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int) -> Tensor:
         """The part of each waveform that belongs to `size` frames from `starts` on.

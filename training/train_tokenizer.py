@@ -245,8 +245,9 @@ def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
     try:
         theirs = JepaDaamConfig.from_pretrained(weights)
         differing = [name for name in ENCODER_FIELDS if getattr(theirs, name) != getattr(config, name)]
-        if theirs.transform_bands not in (0, config.transform_bands):
-            differing.append("transform_bands")
+        if theirs.transform_bands > 0:
+            fields = ("transform_bands", "harmonic_source")
+            differing += [name for name in fields if getattr(theirs, name) != getattr(config, name)]
         if differing:
             raise ValueError(f"its encoder has other values of {', '.join(differing)}")
         loaded: Any = JepaDaamModel.from_pretrained(
@@ -310,6 +311,7 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
         "mel": weights.mel,
         "spectrogram": 1.0,
         "semantic": weights.semantic,
+        "pitch": weights.pitch,
         "adversarial": weights.adversarial,
         "feature_matching": weights.feature_matching,
     }
@@ -331,6 +333,8 @@ def reconstruction_losses(
         losses |= stft_losses(*spectral)
     if weights.mel > 0.0:
         losses["mel"] = mel_loss(*spectral)
+    if result.pitch is not None:
+        losses["pitch"] = result.pitch
     return losses
 
 
@@ -344,6 +348,8 @@ def halfway_losses(
     if teacher is not None and result.semantic is not None:
         taught = teacher(result.real, sampling_rate)
         losses["semantic"] = semantic_loss(result.semantic, taught, result.lengths, result.real.shape[1])
+    if result.pitch is not None:
+        losses["pitch"] = result.pitch
     return losses
 
 

@@ -15,11 +15,14 @@ bit allocation).
 """
 
 import heapq
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+import numpy as np
+import soxr
 import torch
 import torch.nn.functional as F
 import typer
@@ -29,8 +32,18 @@ from torch import Tensor, nn
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint
 from modeling_jepa_daam.files import write_json
+from modeling_jepa_daam.pitch import MIDDLE_F0_HZ, MIN_F0_HZ, OCTAVES, PitchTracker, class_octaves
 from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
-from modeling_jepa_daam.transform_path import triangle_wave
+from modeling_jepa_daam.transform_path import (
+    LOG_MEAN,
+    LOG_SCALE,
+    PITCH_SCALE,
+    VOICING_SCALE,
+    AnalysisTransform,
+    mel_filters,
+    transform_rows,
+    triangle_wave,
+)
 
 from .run import ConfigPath, Overrides, make_loader, prepare_output, replacing_model, run_command, seed_randomness
 from .train_tokenizer import CodecConfig, augment
@@ -40,6 +53,10 @@ BOUND = 1.7  # standard deviations of a coefficient that tanh brings to tanh(1)
 SINGLE_BOUND = 4.0  # of one with a single digit: nearly linear
 MAX_DIGITS = 3
 LEVELS = 4
+TRACKER_BATCH_SIZE, TRACKER_RATE = 96, 2e-3
+TEACHER_RATE, VOICED_CONFIDENCE = 16000, 0.5  # of swift-f0
+HARMONIC_HZ, HARMONIC_SLOPE_HZ = 4500.0, 600.0  # a voice is noise above
+MASKED = 2.0  # natural logarithm of how far a source is lowered where the other one rules
 Codec = Any  # a JepaDaamModel with a transform, which its type does not promise
 TRIED = 40  # coefficients that tell what a digit is worth
 RATE, BATCH_SIZE = 1e-2, 512  # of what learns coefficients from digits
@@ -88,25 +105,114 @@ def allocate_digits(variances: Sequence[float], errors: Sequence[float], num_dig
     return digits
 
 
-def collect_patches(config: CodecConfig, codec: Codec, num_batches: int) -> Tensor:
-    """Log mel patches of augmented training speech: `(patches, bands, spectra)`."""
+class Patches(NamedTuple):
+    """Frames of training speech, one an entry."""
+
+    mel: Tensor
+    """`(patches, bands, spectra)`, log mel magnitudes as the transform scales them."""
+    power: Tensor | None = None
+    """`(patches, bins, spectra)`, what the tracker hears, if there is one."""
+    octaves: Tensor | None = None
+    """`(patches, spectra)`, pitch above 150 Hz where there is a voice, else NaN."""
+
+
+def collect_patches(config: CodecConfig, codec: Codec, num_batches: int) -> Patches:
+    """Patches of augmented training speech."""
     accelerator = Accelerator(cpu=True)
     output = Path(config.run.output)
     prepare_output(config, output, fresh=True)
     rate, hop = codec.config.sampling_rate, codec.config.hop_length
     batches = iter(make_loader(config, accelerator, rate, held_out=False))
-    encoder, patches = codec.encoder, []
+    transform, patches = codec.encoder.transform, []
+    size = transform.project.kernel_size[0]
+    teacher = None if transform.tracker is None else PitchTeacher(rate, hop // size)
     for step in range(num_batches):
         batch = next(batches)
         generator = seed_randomness(config.run.seed, step, 0, 0)
         samples, lengths, _ = augment(batch.samples, batch.lengths, batch.bandwidth_hz, config, generator)
+        padded = F.pad(samples, (0, -samples.shape[-1] % hop))
+        whole = torch.arange(padded.shape[-1] // hop) < (lengths // hop)[:, None]
         with torch.no_grad():
-            padded = F.pad(samples, (0, -samples.shape[-1] % hop))
-            mel = encoder.transform.log_mel(encoder.stft_front_end.power(padded[:, None]))
-        frames = mel.unflatten(2, (-1, encoder.transform.project.kernel_size[0])).permute(0, 2, 1, 3)
-        whole = torch.arange(frames.shape[1]) < (lengths // hop)[:, None]
-        patches.append(frames[whole])
-    return torch.cat(patches)
+            power = codec.encoder.stft_front_end.power(padded[:, None])
+            parts = [transform.log_mel(power)]
+        if teacher is not None:
+            octaves = torch.stack([teacher(one) for one in padded])
+            parts += [power[:, : transform.tracker.num_bins], octaves[:, None]]
+        patches.append([part.unflatten(2, (-1, size)).transpose(1, 2)[whole] for part in parts])
+    mel, *rest = (torch.cat(part) for part in zip(*patches, strict=True))
+    return Patches(mel, rest[0], rest[1][:, 0]) if rest else Patches(mel)
+
+
+class PitchTeacher:
+    """Pitch by swift-f0, which needs the package of that name.
+
+    Args:
+        sampling_rate: Of waveforms (Hz).
+        hop_length: Samples between spectra.
+    """
+
+    def __init__(self, sampling_rate: int, hop_length: int):
+        try:
+            from swift_f0 import SwiftF0
+        except ImportError as error:
+            raise ImportError("to teach a pitch tracker: pip install swift-f0") from error
+        self.sampling_rate, self.hop_length = sampling_rate, hop_length
+        self._detector = SwiftF0(threads=1, spin=False)
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Octaves above 150 Hz of each spectrum, NaN where there is no voice: `(samples,)` -> `(spectra,)`."""
+        heard = soxr.resample(samples.numpy(), self.sampling_rate, TEACHER_RATE)
+        highest = MIN_F0_HZ * 2**OCTAVES
+        track = self._detector.detect(heard, TEACHER_RATE, MIN_F0_HZ, highest)
+        octaves = np.log2(np.clip(track.pitch_hz, MIN_F0_HZ, highest) / MIDDLE_F0_HZ)
+        octaves[np.asarray(track.confidence) < VOICED_CONFIDENCE] = np.nan  # and so is what lies next to one
+        times = (np.arange(len(samples) // self.hop_length) + 0.5) * self.hop_length / self.sampling_rate
+        return torch.from_numpy(np.interp(times, track.timestamps, octaves).astype(np.float32))
+
+
+def teach_tracker(tracker: PitchTracker, patches: Patches, steps: int) -> tuple[float, float]:
+    """Teach the tracker what the teacher heard.
+
+    Returns:
+        Median error (cents) where both hear a voice, and share of spectra where only one does.
+    """
+    assert patches.power is not None
+    assert patches.octaves is not None
+    classes = class_octaves(patches.octaves)
+    spacing = classes[1] - classes[0]
+    optimizer = torch.optim.AdamW(tracker.parameters(), lr=TRACKER_RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        rows = torch.randint(len(patches.power), (TRACKER_BATCH_SIZE,), generator=generator)
+        wanted = patches.octaves[rows]
+        voiced = ~wanted.isnan()
+        logits, voicing = tracker.scores(patches.power[rows])
+        # Two classes share a pitch between them, by how near each is.
+        shares = (1.0 - (classes[:, None] - wanted.nan_to_num()[:, None]).abs() / spacing).clamp(min=0.0)
+        spread = -(shares * logits.log_softmax(dim=1)).sum(dim=1)
+        loss = F.binary_cross_entropy_with_logits(voicing, voiced.float()) + spread[voiced].sum() / voiced.numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        octaves, heard = (torch.cat(parts) for parts in zip(*map(tracker, patches.power.split(1024)), strict=True))
+    return pitch_errors(octaves, heard, patches.octaves)
+
+
+def pitch_errors(octaves: Tensor, voiced: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """Median error (cents) where both hear a voice, and share of spectra where only one does.
+
+    Args:
+        octaves: `(patches, spectra)`, pitch.
+        voiced: `(patches, spectra)`, probability of a voice.
+        wanted: `(patches, spectra)`, NaN where there is no voice.
+    """
+    told, there = voiced > 0.5, ~wanted.isnan()
+    both = told & there
+    cents = 1200.0 * (octaves - wanted)[both].abs().median()
+    return cents.item(), (told != there).float().mean().item()
 
 
 @torch.no_grad()
@@ -148,6 +254,24 @@ def set_analysis(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor, list[in
     codec.quantizer.running_var.copy_(latents.var(dim=0))
     kept = sum(count > 0 for count in digits)
     return mean.view(patches.shape[1:]), basis[:kept].view(kept, *patches.shape[1:]), digits
+
+
+@torch.no_grad()
+def add_pitch_rows(codec: Codec, patches: Patches) -> Tensor:
+    """Patches with the rows that the tracker adds: `(patches, rows, spectra)`."""
+    assert patches.power is not None
+    transform = codec.encoder.transform
+    rows = [transform.pitch_rows(part.transpose(0, 1).flatten(1)[None]) for part in patches.power.split(1024)]
+    pitch = torch.cat(rows, dim=2)[0].unflatten(1, (len(patches.mel), -1)).transpose(0, 1)
+    return torch.cat([patches.mel, pitch], dim=1)
+
+
+@torch.no_grad()
+def decoded_pitch(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Octaves and probability of a voice, each `(patches, spectra)`, from the digits of patches."""
+    values = codec.quantizer.eval()(latents_of(codec, patches)[None])[0][0]
+    rows = torch.cat([codec.decoder.transform.pitch_rows(part[..., None]) for part in values.split(4096)])
+    return rows[:, 0] / PITCH_SCALE, rows[:, 1] / VOICING_SCALE + 0.5
 
 
 @torch.no_grad()
@@ -230,6 +354,34 @@ def learn_coefficients(synthesis: Any, values: Tensor, wanted: Tensor, digits: l
 
 
 @torch.no_grad()
+def set_source_filter(codec: Codec) -> None:
+    """Let the head shape its sources by the bands, a voice's harmonics up to 4.5 kHz and noise above, to begin with."""
+    head, config = codec.decoder.istft_head, codec.config
+    bins, bands = head.fft_size // 2 + 1, config.transform_bands
+    filters = torch.from_numpy(mel_filters(bins, bands, config.sampling_rate)).float()  # (bins, bands)
+    # Log magnitudes of bins: between those of the bands' middles, less the gains of the bands.
+    frequency = torch.linspace(0.0, config.sampling_rate / 2, bins)
+    middles = (filters * frequency[:, None]).sum(dim=0) / filters.sum(dim=0).clamp(min=1e-8)
+    middles = torch.where(filters.sum(dim=0) > 0.0, middles, torch.linspace(0.0, 1.0, bands) * middles.max())
+    place = torch.from_numpy(np.interp(frequency, middles, np.arange(bands))).float()
+    nearness = (1.0 - (place[:, None] - torch.arange(bands)).abs()).clamp(min=0.0)  # (bins, bands)
+    gains = filters.sum(dim=0).clamp(min=1e-8).log()
+    level = LOG_MEAN - nearness @ gains
+    low = torch.sigmoid((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ)
+    pitch, voicing = bands, bands + 1
+    head.project.weight.zero_()
+    harmonic, noise = head.project.weight[:bins, :, 0], head.project.weight[bins:, :, 0]
+    for weight in (harmonic, noise):
+        weight[:, :bands] = LOG_SCALE * nearness
+    # A band holds the more harmonics the lower they are: what one of them is louder than their mean.
+    spacing = MIDDLE_F0_HZ * head.fft_size / config.sampling_rate
+    harmonic[:, pitch] = math.log(2.0) / PITCH_SCALE
+    noise[:, voicing] = -MASKED * low / VOICING_SCALE
+    head.project.bias[:bins] = level + math.log(spacing / 2.0) - MASKED * (1.0 - low)
+    head.project.bias[bins:] = level - 0.5 * MASKED * low
+
+
+@torch.no_grad()
 def silence_the_rest(codec: Codec) -> None:
     """Let the transform alone speak, to begin with: all else learns to add to it."""
     if len(codec.encoder.conformer) > 0:
@@ -245,7 +397,22 @@ def silence_the_rest(codec: Codec) -> None:
             conv.bias.zero_()
 
 
-def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000) -> Path:
+def take_weights(codec: Codec, weights: str) -> None:
+    """Take the encoder, but for its transform, and what fits of the decoder.
+
+    Raises:
+        ValueError: If the encoder does not fit.
+    """
+    mine = codec.state_dict()
+    theirs = JepaDaamModel.from_pretrained(weights, dtype=torch.float32).state_dict()
+    fitting = {name: value for name, value in theirs.items() if name in mine and value.shape == mine[name].shape}
+    needed = {name for name in {*mine, *theirs} if name.startswith("encoder.") and ".transform." not in name}
+    if needed - set(fitting):
+        raise ValueError(f"`model.weights` do not fit `model.config`, such as in {sorted(needed - set(fitting))[0]}")
+    codec.load_state_dict(fitting, strict=False)
+
+
+def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000, tracker_steps: int = 2000) -> Path:
     """Compute the weights, and return the folder of the codec."""
     began = time.monotonic()
     model_config: JepaDaamConfig = config.model_config()
@@ -255,31 +422,39 @@ def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000) -> Path
     if any((output / name).exists() for name in ("checkpoints", "metrics.jsonl")):
         raise ValueError(f"`run.output`: {output} holds a training run; take another folder")
     joined = len(model_config.downsampling_ratios) - model_config.encoder_stft_stages
-    if model_config.decoder_channels[joined] < model_config.transform_bands:
+    rows = transform_rows(model_config)
+    if model_config.decoder_channels[joined] < rows:
         raise ValueError(
-            f"`decoder_channels` must be at least `transform_bands` = {model_config.transform_bands} where the "
-            f"transform joins, got {model_config.decoder_channels[joined]}"
+            f"`decoder_channels` must be at least {rows}, the rows of a patch, where the transform joins, got "
+            f"{model_config.decoder_channels[joined]}"
         )
     if set(model_config.levels) != {LEVELS}:
         raise ValueError(f"`fsq_levels` must all be {LEVELS}, got {model_config.fsq_levels}")
     torch.manual_seed(config.run.seed)
     codec = JepaDaamModel(model_config)
     if config.model.weights is not None:
-        theirs = JepaDaamModel.from_pretrained(config.model.weights, dtype=torch.float32).state_dict()
-        try:
-            missing, unexpected = codec.load_state_dict(theirs, strict=False)
-        except RuntimeError as error:
-            raise ValueError(f"`model.weights` do not fit `model.config`: {error}") from error
-        if unexpected or any(".transform." not in name for name in missing):
-            raise ValueError(f"`model.weights` do not fit `model.config`: {missing=}, {unexpected=}")
-    patches = collect_patches(config, codec, num_batches)
+        take_weights(codec, config.model.weights)
+    collected = collect_patches(config, codec, num_batches)
+    patches = collected.mel
     typer.echo(f"{len(patches)} patches of {patches.shape[1]} bands and {patches.shape[2]} spectra")
+    told: dict[str, Any] = {}
+    tracker = cast(AnalysisTransform, codec.encoder.transform).tracker
+    if tracker is not None:
+        told["tracker_cents"], told["tracker_voicing_error"] = teach_tracker(tracker, collected, tracker_steps)
+        typer.echo(f"pitch tracker against its teacher: {told}")
+        patches = add_pitch_rows(codec, collected)
+        set_source_filter(codec)
     mean, basis, digits = set_analysis(codec, patches)
     lost = set_synthesis(codec, patches, mean, basis, digits, steps)
     typer.echo(f"variance that is lost: {lost:.4f}")
+    if collected.octaves is not None:
+        told["coded_cents"], told["coded_voicing_error"] = pitch_errors(
+            *decoded_pitch(codec, patches), collected.octaves
+        )
+        typer.echo(f"pitch from digits against the teacher: {told}")
     silence_the_rest(codec)
     frames_per_hour = 3600 * model_config.frame_rate
-    told = {"digits": digits, "lost_variance": lost, "hours_of_audio": len(patches) / frames_per_hour}
+    told |= {"digits": digits, "lost_variance": lost, "hours_of_audio": len(patches) / frames_per_hour}
     write_json(output / SUMMARY, told | {"minutes": (time.monotonic() - began) / 60})
     with replacing_model(output / "model") as temporary:
         save_checkpoint(codec, temporary)

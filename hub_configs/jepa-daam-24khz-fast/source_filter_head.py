@@ -1,0 +1,1 @@
+../../modeling_jepa_daam/source_filter_head.py

@@ -13,6 +13,7 @@ from tests.librilight import RECORDINGS, make_librilight
 from tests.test_train_tokenizer import config_of
 from training.codec import CodecForTraining
 from training.evidence import describe_run
+from training.source_filter import set_source_filter
 from training.transform_code import (
     MAX_DIGITS,
     Patches,
@@ -23,7 +24,6 @@ from training.transform_code import (
     latents_of,
     main,
     set_analysis,
-    set_source_filter,
     set_synthesis,
     silence_the_rest,
     teach_tracker,

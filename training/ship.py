@@ -18,7 +18,7 @@ from modeling_jepa_daam.checkpoint import save_checkpoint
 
 from .hub_folders import link_code
 
-MAX_MB = 38.0  # of the weights: with card and samples, a folder of ours stays below 40 MB
+MAX_MB = 38.7  # of the weights: with card and samples, a folder of ours stays below 40 MB
 
 
 def ship(trained: Path, folder: Path) -> Path:

@@ -50,6 +50,7 @@ from .run import (
     stop_unless_finite,
     sum_over_processes,
 )
+from .source_filter import set_source_filter
 from .teacher import WhisperTeacher, semantic_loss
 from .tracking import RunLog, SpeedMeter
 
@@ -126,6 +127,8 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
     codec.train()
     while step < config.run.max_steps:
         halfway = step < config.optim.spectrogram_steps
+        if 0 < step == config.optim.spectrogram_steps:
+            begin_waveforms(codec)
         adversarial = judged_at_all and not halfway and step >= config.optim.discriminator_start
         share = rate_share(step, config.optim.warmup_steps, config.optim.decay_steps, config.run.max_steps)
         for each, base in zip((optimizer, discriminator_optimizer), rates, strict=True):
@@ -197,6 +200,8 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
             save_checkpoint(accelerator, checkpoints, step, training.state_dict(), config.run.keep_checkpoints)
 
     trained = output / "model"
+    if config.run.max_steps <= config.optim.spectrogram_steps:
+        begin_waveforms(codec)
     if accelerator.is_main_process:
         save_trained(codec.average, trained)
     log.close()
@@ -351,6 +356,13 @@ def halfway_losses(
     if result.pitch is not None:
         losses["pitch"] = result.pitch
     return losses
+
+
+def begin_waveforms(codec: CodecForTraining) -> None:
+    """Let the head that shapes sources read the spectrograms that the decoder has learned, if it has such a head."""
+    if codec.config.harmonic_source and codec.spectrogram_head is not None:
+        set_source_filter(codec.codec, codec.spectrogram_head)
+        set_source_filter(codec.average, codec.average_head)
 
 
 def adversarial_losses(discriminators: nn.Module, real: Tensor, generated: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ bit allocation).
 """
 
 import heapq
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,17 +34,15 @@ from modeling_jepa_daam.files import write_json
 from modeling_jepa_daam.pitch import MIDDLE_F0_HZ, MIN_F0_HZ, OCTAVES, PitchTracker, class_octaves
 from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
 from modeling_jepa_daam.transform_path import (
-    LOG_MEAN,
-    LOG_SCALE,
     PITCH_SCALE,
     VOICING_SCALE,
     AnalysisTransform,
-    mel_filters,
     transform_rows,
     triangle_wave,
 )
 
 from .run import ConfigPath, Overrides, make_loader, prepare_output, replacing_model, run_command, seed_randomness
+from .source_filter import set_source_filter
 from .train_tokenizer import CodecConfig, augment
 
 SUMMARY = "transform.json"  # what the computation found, beside `config.yaml`
@@ -55,8 +52,6 @@ MAX_DIGITS = 3
 LEVELS = 4
 TRACKER_BATCH_SIZE, TRACKER_RATE = 96, 2e-3
 TEACHER_RATE, VOICED_CONFIDENCE = 16000, 0.5  # of swift-f0
-HARMONIC_HZ, HARMONIC_SLOPE_HZ = 4500.0, 600.0  # a voice is noise above
-MASKED = 2.0  # natural logarithm of how far a source is lowered where the other one rules
 Codec = Any  # a JepaDaamModel with a transform, which its type does not promise
 TRIED = 40  # coefficients that tell what a digit is worth
 RATE, BATCH_SIZE = 1e-2, 512  # of what learns coefficients from digits
@@ -351,34 +346,6 @@ def learn_coefficients(synthesis: Any, values: Tensor, wanted: Tensor, digits: l
         reduce.bias.grad[len(digits) :] = 0.0
         optimizer.step()
         schedule.step()
-
-
-@torch.no_grad()
-def set_source_filter(codec: Codec) -> None:
-    """Let the head shape its sources by the bands, a voice's harmonics up to 4.5 kHz and noise above, to begin with."""
-    head, config = codec.decoder.istft_head, codec.config
-    bins, bands = head.fft_size // 2 + 1, config.transform_bands
-    filters = torch.from_numpy(mel_filters(bins, bands, config.sampling_rate)).float()  # (bins, bands)
-    # Log magnitudes of bins: between those of the bands' middles, less the gains of the bands.
-    frequency = torch.linspace(0.0, config.sampling_rate / 2, bins)
-    middles = (filters * frequency[:, None]).sum(dim=0) / filters.sum(dim=0).clamp(min=1e-8)
-    middles = torch.where(filters.sum(dim=0) > 0.0, middles, torch.linspace(0.0, 1.0, bands) * middles.max())
-    place = torch.from_numpy(np.interp(frequency, middles, np.arange(bands))).float()
-    nearness = (1.0 - (place[:, None] - torch.arange(bands)).abs()).clamp(min=0.0)  # (bins, bands)
-    gains = filters.sum(dim=0).clamp(min=1e-8).log()
-    level = LOG_MEAN - nearness @ gains
-    low = torch.sigmoid((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ)
-    pitch, voicing = bands, bands + 1
-    head.project.weight.zero_()
-    harmonic, noise = head.project.weight[:bins, :, 0], head.project.weight[bins:, :, 0]
-    for weight in (harmonic, noise):
-        weight[:, :bands] = LOG_SCALE * nearness
-    # A band holds the more harmonics the lower they are: what one of them is louder than their mean.
-    spacing = MIDDLE_F0_HZ * head.fft_size / config.sampling_rate
-    harmonic[:, pitch] = math.log(2.0) / PITCH_SCALE
-    noise[:, voicing] = -MASKED * low / VOICING_SCALE
-    head.project.bias[:bins] = level + math.log(spacing / 2.0) - MASKED * (1.0 - low)
-    head.project.bias[bins:] = level - 0.5 * MASKED * low
 
 
 @torch.no_grad()

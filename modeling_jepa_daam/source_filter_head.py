@@ -1,4 +1,4 @@
-"""Source-filter head: harmonics of a pitch, and noise, shaped by magnitudes. Layout: `(batch, channels, time)`."""
+"""Source-filter head: magnitudes, with phases of harmonics and noise. Layout: `(batch, channels, time)`."""
 
 import functools
 
@@ -12,14 +12,18 @@ from .stft_front_end import stft
 
 HIGHEST_HARMONIC = 0.36  # of the sampling rate: above, the noise is enough
 NOISE_SAMPLES, NOISE_SEED = 1 << 16, 0
-MAX_LOG_GAIN = 7.0  # no bin of a full-scale signal reaches it
+MAX_LOG_MAGNITUDE = 7.0  # no bin of a full-scale signal reaches it
+WIDTH = 17  # bins around one whose mean power is its envelope
+COMB_POWER = 0.0025, 9.0  # of a bin over its envelope: the least and the most
+INITIAL_DEPTH = 0.35
 
 
 class SourceFilterHead(nn.Module):
-    """Features to gains of two sources' spectra, and the sum of these to the waveform.
+    """Features to magnitudes of spectra, whose phases are those of harmonics and noise, mixed.
 
     Deviation: the paper's decoder makes waveforms by convolution. Phases of a voice follow from its pitch, noise has
-    any phase: only magnitudes are left to learn.
+    any phase: only magnitudes are left to learn, and for each bin the share of harmonics in a voice, and how far they
+    stand out.
 
     Sources: Wang et al. 2019 (neural source-filter models); Engel et al. 2020 (DDSP).
 
@@ -36,7 +40,10 @@ class SourceFilterHead(nn.Module):
         super().__init__()
         self.hop_length, self.sampling_rate = hop_length, sampling_rate
         self.fft_size = OVERLAP * hop_length
-        self.project = nn.Conv1d(channels, 2 * (self.fft_size // 2 + 1), kernel_size=1)
+        bins = self.fft_size // 2 + 1
+        self.project = nn.Conv1d(channels, bins, kernel_size=1)
+        self.share = nn.Parameter(torch.zeros(bins, 1))  # of harmonics in a voice, as a logit
+        self.depth = nn.Parameter(torch.full((bins, 1), INITIAL_DEPTH))  # of the valleys between harmonics
 
     def forward(self, x: Tensor, mask: Tensor | None, sources: Tensor) -> Tensor:
         """Shape the sources.
@@ -44,39 +51,53 @@ class SourceFilterHead(nn.Module):
         Args:
             x: `(batch, channels, frames)`.
             mask: `(batch, 1, frames)`, bool, valid frames; `None` if all are.
-            sources: `(batch, 2, bins, frames)`, complex, as `spectra` makes them.
+            sources: `(batch, 3, 2, bins, frames)`, as `spectra` makes them.
 
         Returns:
             `(batch, 1, frames * hop_length)`, in [-1, 1]; in training mode not clipped, for what is clipped has no
             gradient.
         """
-        gains = self.project(x).to(sources.real.dtype).unflatten(1, (2, -1))
+        log_magnitude = self.project(x).to(sources.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            gains = (MAX_LOG_GAIN - F.softplus(MAX_LOG_GAIN - gains)).exp()  # a soft bound, which has a gradient
-            spectrum = torch.complex((gains * sources.real).sum(dim=1), (gains * sources.imag).sum(dim=1))
+            voice, noise, voiced = sources.unbind(1)
+            share = self.share.to(voiced.dtype).sigmoid() * voiced[:, 0]
+            mixed = share[:, None].sqrt() * voice + (1.0 - share)[:, None].sqrt() * noise
+            power = mixed.square().sum(dim=1).clamp(min=1e-8)
+            around = F.avg_pool1d(power.transpose(1, 2), WIDTH, 1, WIDTH // 2, count_include_pad=False).transpose(1, 2)
+            comb = (power / around).clamp(*COMB_POWER) ** (0.5 * self.depth.to(power.dtype))
+            log_magnitude = MAX_LOG_MAGNITUDE - F.softplus(MAX_LOG_MAGNITUDE - log_magnitude)  # a bound with a gradient
+            scale = log_magnitude.exp() * (share * comb + 1.0 - share) / power.sqrt()
+            spectrum = torch.complex(scale * mixed[:, 0], scale * mixed[:, 1])
             waveform = inverse_stft(spectrum, self.hop_length, mask).to(self.project.weight.dtype)
         return waveform if self.training else waveform.clamp(-1.0, 1.0)
 
     def spectra(self, pitch: Tensor, voiced: Tensor, latents: Tensor, frame_mask: Tensor | None) -> Tensor:
-        """Spectra of harmonics and of noise, whose magnitudes are about 1: `(batch, 2, bins, frames * patch)`, complex.
+        """Spectra of harmonics and of noise, of equal power, and how much of a voice there is.
 
         Args:
             pitch: `(batch, frames, patch)`, Hz, of each spectrum of each latent frame.
-            voiced: `(batch, frames, patch)`, in [0, 1], how much of the harmonics there is.
+            voiced: `(batch, frames, patch)`, in [0, 1].
             latents: `(batch, dimensions, frames)`, quantized, of which the noise is a function.
             frame_mask: `(batch, frames)`, bool, valid frames; `None` if all are.
+
+        Returns:
+            `(batch, 3, 2, bins, frames * patch)`, float32 at least: real and imaginary part of harmonics and of noise,
+            then how much of a voice there is, twice, the same in all bins.
         """
         hop_length = pitch.shape[2] * self.hop_length
         with torch.autocast(pitch.device.type, enabled=False):
             voice = harmonics(pitch, hop_length, self.sampling_rate)
-            voice = voice * F.interpolate(voiced, size=hop_length, mode="linear")
-            sources = torch.stack([voice, noise(latents, hop_length)], dim=1)
+            sources = torch.stack([voice, noise(latents, hop_length)], dim=1)  # (B, 2, frames, hop_length)
             if frame_mask is not None:
                 sources = sources * frame_mask[:, None, :, None]
-            hann = torch.hann_window(self.fft_size)
-            scale = torch.stack([hann.sum() / 2.0, 0.886 * hann.square().sum().sqrt()])  # of a cosine; of noise: mean
-            spectrum = stft(sources.flatten(0, 1).flatten(1), self.hop_length)
-            return spectrum.unflatten(0, (-1, 2)) / scale[:, None, None].to(pitch)
+            spectrum = stft(sources.flatten(0, 1).flatten(1), self.hop_length).unflatten(0, (-1, 2))
+            parts = torch.stack([spectrum.real, spectrum.imag], dim=2)  # (B, 2, 2, bins, spectra)
+            # A cosine has a power of 1/2, and there is one in every `pitch` Hz.
+            density = (4.0 * pitch / self.sampling_rate).flatten(1)[:, None, None].sqrt()
+            equal = torch.stack([parts[:, 0] * density, parts[:, 1]], dim=1)
+            window = torch.hann_window(self.fft_size, dtype=pitch.dtype, device=pitch.device)
+            told = voiced.flatten(1)[:, None, None, None].expand(-1, 1, *parts.shape[2:])
+            return torch.cat([equal / window.square().sum().sqrt(), told], dim=1)
 
 
 def harmonics(pitch: Tensor, hop_length: int, sampling_rate: int) -> Tensor:

@@ -1,24 +1,22 @@
 """Weights to start a source-filter head from: a vocoder of mel bands and pitch, computed instead of learned."""
 
-import math
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_jepa_daam.pitch import MIDDLE_F0_HZ
-from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, PITCH_SCALE, VOICING_SCALE, mel_filters
+from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, mel_filters
 
 from .spectrogram_head import SpectrogramHead
 
 HARMONIC_HZ, HARMONIC_SLOPE_HZ = 4500.0, 600.0  # a voice is noise above
-MASKED = 2.0  # natural logarithm of how far a source is lowered where the other one rules
+MAX_LOGIT = 6.0
 
 
 @torch.no_grad()
 def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = None) -> None:
-    """Let the head shape its sources by mel bands: a voice's harmonics up to 4.5 kHz, and noise above or without one.
+    """Let the head read magnitudes from mel bands; a voice is harmonics up to 4.5 kHz, and noise above.
 
     Args:
         codec: `JepaDaamModel` with a source of harmonics; its head is changed.
@@ -42,15 +40,6 @@ def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = Non
     reads, offset = torch.eye(bands, channels), torch.zeros(bands)
     if spectrogram_head is not None:
         reads, offset = (cast(Tensor, part).cpu() for part in spectrogram_head.project.parameters())
-    level = LOG_MEAN + nearness @ (LOG_SCALE * offset - gains.log())
-    low = torch.sigmoid((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ)
-    pitch, voicing = bands, bands + 1  # rows of the transform, and features after it
-    spacing = MIDDLE_F0_HZ * head.fft_size / config.sampling_rate  # of harmonics, in bins
-    harmonic, noise = head.project.weight.squeeze(2).chunk(2)
-    for weight in (harmonic, noise):
-        weight.copy_(LOG_SCALE * nearness @ reads.flatten(1))
-    # The higher a voice, the fewer harmonics a band holds, and the more each of them is louder than their mean.
-    harmonic[:, pitch] += math.log(2.0) / PITCH_SCALE
-    noise[:, voicing] -= MASKED * low / VOICING_SCALE
-    head.project.bias[:bins] = level + math.log(spacing / 2.0) - MASKED * (1.0 - low)
-    head.project.bias[bins:] = level - 0.5 * MASKED * low
+    head.project.weight.copy_((LOG_SCALE * nearness @ reads.flatten(1))[..., None])
+    head.project.bias.copy_(LOG_MEAN + nearness @ (LOG_SCALE * offset - gains.log()))
+    head.share.copy_(((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ).clamp(-MAX_LOGIT, MAX_LOGIT)[:, None])

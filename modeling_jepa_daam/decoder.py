@@ -10,7 +10,7 @@ from .convolution import ResidualBlock, SnakeBeta, upsampling_conv
 from .daam import DensityAdaptiveAttention
 from .framing import stretch_mask, zero_padding
 from .istft_head import OVERLAP, InverseStftHead
-from .source_filter_head import SourceFilterHead
+from .source_filter_head import SourceFilterHead, Sources
 from .transform_path import SynthesisTransform
 
 OUTPUT_KERNEL_SIZE = 7
@@ -129,7 +129,8 @@ class HifiGanDecoder(nn.Module):
                 track.detach() for track in self.transform.pitch(latents)
             )  # `training/codec.py` has a loss
             start = context[0] * pitch.shape[2] - left
-            sources = self.istft_head.spectra(pitch, voiced, latents, frame_mask)[..., start : start + x.shape[-1]]
+            whole = self.istft_head.spectra(pitch, voiced, latents, frame_mask)
+            sources = Sources(*(part[..., start : start + x.shape[-1]] for part in whole))
         return self.synthesize(x, mask, (left, right), sources)
 
     def upsample(
@@ -163,7 +164,7 @@ class HifiGanDecoder(nn.Module):
         return x, mask, (left, right)
 
     def synthesize(
-        self, x: Tensor, mask: Tensor | None, context: tuple[int, int], sources: Tensor | None = None
+        self, x: Tensor, mask: Tensor | None, context: tuple[int, int], sources: Sources | None = None
     ) -> Tensor:
         """What `upsample` returned to `(batch, 1, samples)`, less the context, of sources if the head shapes them."""
         left, right = context

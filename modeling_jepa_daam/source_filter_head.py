@@ -1,6 +1,7 @@
 """Source-filter head: magnitudes, with phases of harmonics and noise. Layout: `(batch, channels, time)`."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,15 +16,25 @@ NOISE_SAMPLES, NOISE_SEED = 1 << 16, 0
 MAX_LOG_MAGNITUDE = 7.0  # no bin of a full-scale signal reaches it
 WIDTH = 17  # bins around one whose mean power is its envelope
 COMB_POWER = 0.0025, 9.0  # of a bin over its envelope: the least and the most
-INITIAL_DEPTH = 0.35
+DEPTH = 0.6  # how far harmonics stand out: not learned, for spectral losses would have them do so less than is heard
+
+
+class Sources(NamedTuple):
+    """What a head shapes: spectra of equal power, and how much of a voice there is."""
+
+    voice: Tensor
+    """`(batch, 2, bins, frames)`, real and imaginary part of harmonics, float32 at least."""
+    noise: Tensor
+    """`(batch, 2, bins, frames)`, of noise."""
+    voiced: Tensor
+    """`(batch, 1, frames)`, in [0, 1]."""
 
 
 class SourceFilterHead(nn.Module):
     """Features to magnitudes of spectra, whose phases are those of harmonics and noise, mixed.
 
     Deviation: the paper's decoder makes waveforms by convolution. Phases of a voice follow from its pitch, noise has
-    any phase: only magnitudes are left to learn, and for each bin the share of harmonics in a voice, and how far they
-    stand out.
+    any phase: only magnitudes are left to learn, and for each bin the share of harmonics in a voice.
 
     Sources: Wang et al. 2019 (neural source-filter models); Engel et al. 2020 (DDSP).
 
@@ -43,35 +54,34 @@ class SourceFilterHead(nn.Module):
         bins = self.fft_size // 2 + 1
         self.project = nn.Conv1d(channels, bins, kernel_size=1)
         self.share = nn.Parameter(torch.zeros(bins, 1))  # of harmonics in a voice, as a logit
-        self.depth = nn.Parameter(torch.full((bins, 1), INITIAL_DEPTH))  # of the valleys between harmonics
 
-    def forward(self, x: Tensor, mask: Tensor | None, sources: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, sources: Sources) -> Tensor:
         """Shape the sources.
 
         Args:
             x: `(batch, channels, frames)`.
             mask: `(batch, 1, frames)`, bool, valid frames; `None` if all are.
-            sources: `(batch, 3, 2, bins, frames)`, as `spectra` makes them.
+            sources: Of these frames, as `spectra` makes them.
 
         Returns:
             `(batch, 1, frames * hop_length)`, in [-1, 1]; in training mode not clipped, for what is clipped has no
             gradient.
         """
-        log_magnitude = self.project(x).to(sources.dtype)
+        voice, noise, voiced = sources
+        log_magnitude = self.project(x).to(voiced.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            voice, noise, voiced = sources.unbind(1)
-            share = self.share.to(voiced.dtype).sigmoid() * voiced[:, 0]
+            share = self.share.to(voiced.dtype).sigmoid() * voiced
             mixed = share[:, None].sqrt() * voice + (1.0 - share)[:, None].sqrt() * noise
             power = mixed.square().sum(dim=1).clamp(min=1e-8)
             around = F.avg_pool1d(power.transpose(1, 2), WIDTH, 1, WIDTH // 2, count_include_pad=False).transpose(1, 2)
-            comb = (power / around).clamp(*COMB_POWER) ** (0.5 * self.depth.to(power.dtype))
+            comb = (power / around).clamp(*COMB_POWER) ** (0.5 * DEPTH)
             log_magnitude = MAX_LOG_MAGNITUDE - F.softplus(MAX_LOG_MAGNITUDE - log_magnitude)  # a bound with a gradient
             scale = log_magnitude.exp() * (share * comb + 1.0 - share) / power.sqrt()
             spectrum = torch.complex(scale * mixed[:, 0], scale * mixed[:, 1])
             waveform = inverse_stft(spectrum, self.hop_length, mask).to(self.project.weight.dtype)
         return waveform if self.training else waveform.clamp(-1.0, 1.0)
 
-    def spectra(self, pitch: Tensor, voiced: Tensor, latents: Tensor, frame_mask: Tensor | None) -> Tensor:
+    def spectra(self, pitch: Tensor, voiced: Tensor, latents: Tensor, frame_mask: Tensor | None) -> Sources:
         """Spectra of harmonics and of noise, of equal power, and how much of a voice there is.
 
         Args:
@@ -79,10 +89,6 @@ class SourceFilterHead(nn.Module):
             voiced: `(batch, frames, patch)`, in [0, 1].
             latents: `(batch, dimensions, frames)`, quantized, of which the noise is a function.
             frame_mask: `(batch, frames)`, bool, valid frames; `None` if all are.
-
-        Returns:
-            `(batch, 3, 2, bins, frames * patch)`, float32 at least: real and imaginary part of harmonics and of noise,
-            then how much of a voice there is, twice, the same in all bins.
         """
         hop_length = pitch.shape[2] * self.hop_length
         with torch.autocast(pitch.device.type, enabled=False):
@@ -92,12 +98,11 @@ class SourceFilterHead(nn.Module):
                 sources = sources * frame_mask[:, None, :, None]
             spectrum = stft(sources.flatten(0, 1).flatten(1), self.hop_length).unflatten(0, (-1, 2))
             parts = torch.stack([spectrum.real, spectrum.imag], dim=2)  # (B, 2, 2, bins, spectra)
+            window = torch.hann_window(self.fft_size, dtype=pitch.dtype, device=pitch.device)
+            scale = window.square().sum().rsqrt()  # to a power of 1
             # A cosine has a power of 1/2, and there is one in every `pitch` Hz.
             density = (4.0 * pitch / self.sampling_rate).flatten(1)[:, None, None].sqrt()
-            equal = torch.stack([parts[:, 0] * density, parts[:, 1]], dim=1)
-            window = torch.hann_window(self.fft_size, dtype=pitch.dtype, device=pitch.device)
-            told = voiced.flatten(1)[:, None, None, None].expand(-1, 1, *parts.shape[2:])
-            return torch.cat([equal / window.square().sum().sqrt(), told], dim=1)
+            return Sources(parts[:, 0] * (scale * density), parts[:, 1] * scale, voiced.flatten(1)[:, None])
 
 
 def harmonics(pitch: Tensor, hop_length: int, sampling_rate: int) -> Tensor:
@@ -114,13 +119,14 @@ def harmonics(pitch: Tensor, hop_length: int, sampling_rate: int) -> Tensor:
     at_samples = F.interpolate(pitch.double(), size=hop_length, mode="linear")
     periods = (at_samples / sampling_rate).cumsum(dim=-1)
     total = periods[..., -1:].round().clamp(min=1.0)
-    phase = torch.pi * (periods * (total / periods[..., -1:]))  # half of the angle
-    count = torch.floor(HIGHEST_HARMONIC * hop_length / total)  # of harmonics
+    turns = periods * (total / periods[..., -1:])
+    phase = (torch.pi * (turns - turns.round())).to(pitch.dtype)  # half of the angle; the sum has its period
+    count = torch.floor(HIGHEST_HARMONIC * hop_length / total).to(pitch.dtype)  # of harmonics
     # sum of cos(2 k phase) for k = 1..count, in closed form (Lagrange); at whole periods, its limit
     sine = phase.sin()
     whole = sine.abs() < 1e-6
     summed = (count * phase).sin() * ((count + 1.0) * phase).cos() / torch.where(whole, torch.ones_like(sine), sine)
-    return torch.where(whole, count.expand_as(summed), summed).to(pitch.dtype)
+    return torch.where(whole, count.expand_as(summed), summed)
 
 
 def noise(latents: Tensor, hop_length: int) -> Tensor:

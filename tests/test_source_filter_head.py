@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_jepa_daam.source_filter_head import HIGHEST_HARMONIC, SourceFilterHead, harmonics, noise
+from modeling_jepa_daam.source_filter_head import HIGHEST_HARMONIC, SourceFilterHead, Sources, harmonics, noise
 
 HOP, RATE = 9600, 24000
 
@@ -59,11 +59,10 @@ def head_of(magnitude: float, share: float) -> SourceFilterHead:
     torch.nn.init.zeros_(head.project.weight)
     torch.nn.init.constant_(head.project.bias, math.log(magnitude))
     torch.nn.init.constant_(head.share, math.log(share / (1.0 - share)))
-    torch.nn.init.zeros_(head.depth)
     return head
 
 
-def sources_of(head: SourceFilterHead, hz: float, voiced: torch.Tensor) -> torch.Tensor:
+def sources_of(head: SourceFilterHead, hz: float, voiced: torch.Tensor) -> Sources:
     latents = (torch.randint(0, 4, (1, 128, 3), generator=torch.Generator().manual_seed(0)) * 2 - 3) / 4
     return head.spectra(constant_pitch(hz).float(), voiced, latents, None)
 
@@ -78,10 +77,10 @@ def test_sources_have_equal_power():
     head = head_of(2.0, 0.5)
     for hz in (100.0, 375.0):
         sources = sources_of(head, hz, torch.full((1, 3, 30), 0.7))
-        harmonic, noisy = sources[0, :2, :, 20:400, 3:-3].square().sum(dim=1).mean(dim=(1, 2))
+        harmonic, noisy = (part[0, :, 20:400, 3:-3].square().sum(dim=0).mean() for part in sources[:2])
         assert harmonic.item() == pytest.approx(1.0, rel=0.1)
         assert noisy.item() == pytest.approx(1.0, rel=0.1)
-        assert (sources[0, 2] == 0.7).all()
+        assert (sources.voiced == 0.7).all()
 
 
 def test_magnitudes_are_those_of_the_features():
@@ -96,7 +95,6 @@ def test_magnitudes_are_those_of_the_features():
 def test_a_voice_has_harmonics_and_no_voice_has_none():
     """Bins 20, 40, 60... are those of 375 Hz."""
     head = head_of(2.0, 0.999)
-    torch.nn.init.constant_(head.depth, 0.5)
     levels = {}
     for name, voiced in (("voice", torch.ones(1, 3, 30)), ("none", torch.zeros(1, 3, 30))):
         magnitude = spectrum_of(head(torch.zeros(1, 4, 90), None, sources_of(head, 375.0, voiced))).abs().mean(dim=1)

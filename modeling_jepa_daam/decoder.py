@@ -60,7 +60,7 @@ class HifiGanDecoder(nn.Module):
 
     With `config.decoder_istft_stages` an inverse STFT stands in for the last stages, where most of the work is. With
     `config.transform_bands` a linear transform joins at the rate of the encoder's spectra; with
-    `config.harmonic_source`, the inverse STFT is one of sources that the decoder shapes.
+    `config.harmonic_source`, the inverse STFT takes its phases from harmonics and noise, and only magnitudes from here.
 
     Args:
         config: `JepaDaamConfig`.
@@ -125,9 +125,8 @@ class HifiGanDecoder(nn.Module):
         sources = None
         if isinstance(self.istft_head, SourceFilterHead):
             assert self.transform is not None
-            pitch, voiced = (
-                track.detach() for track in self.transform.pitch(latents)
-            )  # `training/codec.py` has a loss
+            # Nothing is to be learned through phases: the pitch has a loss of its own, in training/codec.py.
+            pitch, voiced = (track.detach() for track in self.transform.pitch(latents))
             start = context[0] * pitch.shape[2] - left
             whole = self.istft_head.spectra(pitch, voiced, latents, frame_mask)
             sources = Sources(*(part[..., start : start + x.shape[-1]] for part in whole))

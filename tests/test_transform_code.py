@@ -14,6 +14,7 @@ from tests.test_train_tokenizer import config_of
 from training.codec import CodecForTraining
 from training.evidence import describe_run
 from training.source_filter import set_source_filter
+from training.train_tokenizer import begin_waveforms
 from training.transform_code import (
     MAX_DIGITS,
     Patches,
@@ -222,6 +223,12 @@ def test_pitch_is_part_of_the_code_and_of_training(librilight, tmp_path):
     assert codec.decoder.transform.patches.weight.grad[:, 20:22].abs().max() > 0.0
     assert not codec.decoder.transform.patches.weight.grad[:, :20].any()
     assert codec.decoder.istft_head.project.weight.grad is None
+    # Where spectrograms end and waveforms begin, the head says what the spectrogram head does.
+    with torch.no_grad():
+        training.spectrogram_head.project.weight.zero_()
+    begin_waveforms(training)
+    assert not codec.decoder.istft_head.project.weight.any()
+    assert training.average.decoder.istft_head.project.weight.any()
 
 
 def test_a_training_run_is_not_overwritten(librilight, tmp_path):

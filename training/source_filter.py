@@ -24,7 +24,8 @@ def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = Non
             rows, to begin with.
     """
     head, config = codec.decoder.istft_head, codec.config
-    bins, bands = head.fft_size // 2 + 1, config.transform_bands
+    bins = head.fft_size // 2 + 1
+    bands = config.transform_bands if spectrogram_head is None else spectrogram_head.project.out_channels
     frequency = torch.linspace(0.0, config.sampling_rate / 2, bins)
     filters = torch.from_numpy(mel_filters(bins, bands, config.sampling_rate)).float()  # (bins, bands)
     gains = filters.sum(dim=0).clamp(min=1e-8)

@@ -90,3 +90,8 @@ def interpolated(pitch: Tensor, voiced: Tensor) -> Tensor:
 def pitch_hz(octaves: Tensor) -> Tensor:
     """Hz of octaves above 150 Hz, within what can be tracked."""
     return (MIDDLE_F0_HZ * torch.exp2(octaves)).clamp(MIN_F0_HZ, MIN_F0_HZ * 2**OCTAVES)
+
+
+def finest_dtype(device: torch.device) -> torch.dtype:
+    """Float64, or float32 on the devices of Apple, which have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .istft_head import OVERLAP, inverse_stft
+from .pitch import finest_dtype
 from .stft_front_end import stft
 
 HIGHEST_HARMONIC = 0.36  # of the sampling rate: above, the noise is enough
@@ -93,35 +94,35 @@ class SourceFilterHead(nn.Module):
         hop_length = pitch.shape[2] * self.hop_length
         with torch.autocast(pitch.device.type, enabled=False):
             voice = harmonics(pitch, hop_length, self.sampling_rate)
-            sources = torch.stack([voice, noise(latents, hop_length)], dim=1)  # (B, 2, frames, hop_length)
+            sources = torch.stack([voice, noise(latents, hop_length)], dim=1).to(voiced.dtype)
             if frame_mask is not None:
                 sources = sources * frame_mask[:, None, :, None]
             spectrum = stft(sources.flatten(0, 1).flatten(1), self.hop_length).unflatten(0, (-1, 2))
             parts = torch.stack([spectrum.real, spectrum.imag], dim=2)  # (B, 2, 2, bins, spectra)
-            window = torch.hann_window(self.fft_size, dtype=pitch.dtype, device=pitch.device)
+            window = torch.hann_window(self.fft_size, dtype=voiced.dtype, device=voiced.device)
             scale = window.square().sum().rsqrt()  # to a power of 1
             # A cosine has a power of 1/2, and there is one in every `pitch` Hz.
-            density = (4.0 * pitch / self.sampling_rate).flatten(1)[:, None, None].sqrt()
+            density = (4.0 * pitch.to(voiced) / self.sampling_rate).flatten(1)[:, None, None].sqrt()
             return Sources(parts[:, 0] * (scale * density), parts[:, 1] * scale, voiced.flatten(1)[:, None])
 
 
 def harmonics(pitch: Tensor, hop_length: int, sampling_rate: int) -> Tensor:
-    """Sum of cosines at all multiples of a pitch: `(batch, frames, hop_length)`.
+    """Sum of cosines at all multiples of a pitch: `(batch, frames, hop_length)`, float32.
 
     Each frame has a whole number of periods, for which its pitch is raised or lowered by a percent or so: then phases
     go on from frame to frame, and yet no frame has to know of those before it.
 
     Args:
-        pitch: `(batch, frames, patch)`, Hz.
+        pitch: `(batch, frames, patch)`, Hz, best in float64: phases are sums of it.
         hop_length: Samples a frame.
         sampling_rate: Of the waveform (Hz).
     """
-    at_samples = F.interpolate(pitch.double(), size=hop_length, mode="linear")
+    at_samples = F.interpolate(pitch.to(finest_dtype(pitch.device)), size=hop_length, mode="linear")
     periods = (at_samples / sampling_rate).cumsum(dim=-1)
     total = periods[..., -1:].round().clamp(min=1.0)
     turns = periods * (total / periods[..., -1:])
-    phase = (torch.pi * (turns - turns.round())).to(pitch.dtype)  # half of the angle; the sum has its period
-    count = torch.floor(HIGHEST_HARMONIC * hop_length / total).to(pitch.dtype)  # of harmonics
+    phase = (torch.pi * (turns - turns.round())).float()  # half of the angle; the sum has its period
+    count = torch.floor(HIGHEST_HARMONIC * hop_length / total).float()  # of harmonics
     # sum of cos(2 k phase) for k = 1..count, in closed form (Lagrange); at whole periods, its limit
     sine = phase.sin()
     whole = sine.abs() < 1e-6
@@ -137,8 +138,9 @@ def noise(latents: Tensor, hop_length: int) -> Tensor:
         hop_length: Samples a frame.
     """
     table, factors = noise_table(latents.shape[1])
-    whole = (16.0 * latents.detach().float()).round().double()
-    starts = torch.tensor(factors, dtype=whole.dtype, device=whole.device) @ whole  # exact, and so the same anywhere
+    whole = (16.0 * latents.detach().float()).round()
+    counts = torch.tensor(factors, dtype=whole.dtype, device=whole.device)[:, None]
+    starts = (counts * whole).sum(dim=1)  # exact, for it stays below 2^24: the same on any machine
     places = (starts.long()[..., None] + torch.arange(hop_length, device=whole.device)) % NOISE_SAMPLES
     return torch.tensor(table, dtype=torch.float32, device=whole.device)[places]
 

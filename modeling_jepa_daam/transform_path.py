@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
 from .istft_head import OVERLAP
-from .pitch import PitchTracker, convolved, pitch_hz
+from .pitch import PitchTracker, finest_dtype, pitch_hz
 
 MIN_MAGNITUDE = 1e-5
 LOG_MEAN, LOG_SCALE = -6.5, 2.0  # of natural-log mel magnitudes of speech
@@ -133,17 +133,24 @@ class SynthesisTransform(nn.Module):
         return self.patches(self.reduce(F.silu(self.expand(latents))))
 
     def pitch_rows(self, latents: Tensor) -> Tensor:
-        """The two features after the bands, in float32 at least: `(batch, 2, frames * patch)`."""
-        rows = slice(self.num_bands, self.num_bands + PITCH_ROWS)
-        assert self.patches.bias is not None
+        """The two features after the bands, in float64: `(batch, 2, frames * patch)`."""
+        # Phases are sums of pitch: what float32 rounds away in one frame is heard, and differs between machines. As
+        # products of matrices, for onnxruntime has no convolution in float64.
+        dtype = finest_dtype(latents.device)
+        (expand, expand_bias), (reduce, reduce_bias), (patches, patches_bias) = (
+            (parameter.to(dtype) for parameter in layer.parameters())
+            for layer in (self.expand, self.reduce, self.patches)
+        )
+        wanted = slice(self.num_bands, self.num_bands + PITCH_ROWS)
         with torch.autocast(latents.device.type, enabled=False):
-            x = latents.to(torch.promote_types(self.patches.weight.dtype, torch.float32))
-            x = convolved(self.reduce, F.silu(convolved(self.expand, x)))
-            weight, bias = self.patches.weight[:, rows].to(x.dtype), self.patches.bias[rows].to(x.dtype)
-            return F.conv_transpose1d(x, weight, bias, self.patches.stride)
+            hidden = F.silu(expand[..., 0] @ latents.to(dtype) + expand_bias[:, None])
+            coefficients = reduce[..., 0] @ hidden + reduce_bias[:, None]  # (B, dimensions, frames)
+            rows = coefficients.transpose(1, 2) @ patches[:, wanted].flatten(1)  # (B, frames, 2 * patch)
+            return rows.unflatten(2, (PITCH_ROWS, -1)).transpose(1, 2).flatten(2) + patches_bias[wanted, None]
 
     def pitch(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Pitch (Hz), and how much of a voice there is, in [0, 1]: each `(batch, frames, patch)`."""
+        """Pitch (Hz), in float64, and how much of a voice there is, in [0, 1]: each `(batch, frames, patch)`."""
         rows = self.pitch_rows(latents).unflatten(2, (latents.shape[2], -1))
         # A probability that comes back as 0.8 means that there is one.
-        return pitch_hz(rows[:, 0] / PITCH_SCALE), (VOICING_SLOPE * rows[:, 1] / VOICING_SCALE).sigmoid()
+        voiced = (VOICING_SLOPE * rows[:, 1] / VOICING_SCALE).sigmoid()
+        return pitch_hz(rows[:, 0] / PITCH_SCALE), voiced.to(torch.promote_types(latents.dtype, torch.float32))

@@ -285,10 +285,11 @@ def kill_at_random(job: CorpusJob, victim: str, rng: random.Random, *options: st
     process = start(job, *options)
     try:
         while len(list(done.glob("*.json"))) <= before:
-            if before > 0 and process.poll() == 0:  # the rest was made between two looks
+            code = process.poll()
+            if before > 0 and code == 0:  # the rest was made between two looks
                 process.communicate()
                 return
-            assert process.poll() is None, process.communicate()[0]
+            assert code is None, process.communicate()[0]
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.2))
         if victim == "all":

@@ -227,6 +227,11 @@ class JepaDaamConfig(PreTrainedConfig):
         return stages * self.daam_in_encoder + self.num_hidden_layers * self.daam_in_conformer
 
     @property
+    def transform_rows(self) -> int:
+        """Rows of the patches that are transformed: mel bands and, if there is a source of harmonics, pitch, voicing."""
+        return self.transform_bands + 2 * self.harmonic_source
+
+    @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that differ when the architecture, the quantizer or the packing differs."""
         shape = {name: getattr(self, name) for name in _DIGEST_KEYS} | {"fsq_levels": self.levels}
@@ -323,10 +328,10 @@ class JepaDaamConfig(PreTrainedConfig):
                 f"`encoder_stft_stages`, got {self.transform_bands}, {self.decoder_istft_stages} and "
                 f"{self.encoder_stft_stages}"
             )
-        if self.harmonic_source and self.decoder_channels[-1] < self.transform_bands + 2:
+        if self.harmonic_source and self.decoder_channels[-1] < self.transform_rows:
             raise ValueError(
                 "`harmonic_source` needs a last entry of `decoder_channels` of at least `transform_bands` + 2 = "
-                f"{self.transform_bands + 2}, for pitch and voicing, got {self.decoder_channels[-1]}"
+                f"{self.transform_rows}, for pitch and voicing, got {self.decoder_channels[-1]}"
             )
 
     def _check_attention(self):

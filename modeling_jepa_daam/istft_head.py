@@ -20,9 +20,6 @@ class InverseStftHead(nn.Module):
         hop_length: Samples that a feature frame stands for.
     """
 
-    radius = OVERLAP // 2
-    """Feature frames to either side that one sample depends on."""
-
     def __init__(self, channels: int, hop_length: int):
         super().__init__()
         self.hop_length = hop_length

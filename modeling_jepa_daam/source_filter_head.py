@@ -45,9 +45,6 @@ class SourceFilterHead(nn.Module):
         sampling_rate: Of the waveform (Hz).
     """
 
-    radius = OVERLAP // 2
-    """Feature frames to either side that one sample depends on."""
-
     def __init__(self, channels: int, hop_length: int, sampling_rate: int):
         super().__init__()
         self.hop_length, self.sampling_rate = hop_length, sampling_rate

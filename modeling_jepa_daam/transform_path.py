@@ -19,7 +19,6 @@ from .pitch import PitchTracker, finest_dtype, pitch_hz
 MIN_MAGNITUDE = 1e-5
 LOG_MEAN, LOG_SCALE = -6.5, 2.0  # of natural-log mel magnitudes of speech
 PITCH_SCALE, VOICING_SCALE = 12.0, 4.0  # of octaves and of a probability, beside log magnitudes of variance 1
-PITCH_ROWS = 2
 VOICING_SLOPE = 16.0  # of a voice's amplitude over the probability of one, at 0.5
 EXPANSION = 8  # of the layers that put digits together again: about a unit for each value of each coefficient
 
@@ -40,9 +39,14 @@ def triangle_wave(x: Tensor) -> Tensor:
     return (4.0 * (shifted - shifted.floor()) - 2.0).abs() - 1.0
 
 
-def transform_rows(config) -> int:
-    """Rows of a patch: mel bands and, if there is a source of harmonics, pitch and voicing."""
-    return config.transform_bands + PITCH_ROWS * config.harmonic_source
+def to_rows(octaves: Tensor, voiced: Tensor) -> Tensor:
+    """Octaves above 150 Hz and probability of a voice, `(batch, spectra)`, as two rows: `(batch, 2, spectra)`."""
+    return torch.stack([PITCH_SCALE * octaves, VOICING_SCALE * (voiced - 0.5)], dim=1)
+
+
+def from_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What `to_rows` has put together."""
+    return rows[:, 0] / PITCH_SCALE, rows[:, 1] / VOICING_SCALE + 0.5
 
 
 class AnalysisTransform(nn.Module):
@@ -69,7 +73,7 @@ class AnalysisTransform(nn.Module):
         if config.harmonic_source:
             fft_size = OVERLAP * config.hop_length // patch
             self.tracker = PitchTracker(fft_size, config.sampling_rate)
-        self.project = nn.Conv1d(transform_rows(config), config.hidden_size, kernel_size=patch, stride=patch)
+        self.project = nn.Conv1d(config.transform_rows, config.hidden_size, kernel_size=patch, stride=patch)
         self.gain = nn.Parameter(torch.ones(config.hidden_size))
         self.offset = nn.Parameter(torch.zeros(config.hidden_size))
 
@@ -100,7 +104,7 @@ class AnalysisTransform(nn.Module):
         octaves, voiced = (
             track.unflatten(0, frames.shape[:2]).flatten(1) for track in self.tracker(frames.flatten(0, 1))
         )
-        return torch.stack([PITCH_SCALE * octaves, VOICING_SCALE * (voiced - 0.5)], dim=1)
+        return to_rows(octaves, voiced)
 
     def latents(self, rows: Tensor, residual: Tensor) -> Tensor:
         """What `forward` makes, of what `rows` has made."""
@@ -123,7 +127,7 @@ class SynthesisTransform(nn.Module):
     def __init__(self, config, channels: int, patch: int):
         super().__init__()
         size = config.hidden_size
-        self.num_bands = config.transform_bands
+        self.num_bands, self.num_rows = config.transform_bands, config.transform_rows
         self.expand = nn.Conv1d(size, EXPANSION * size, kernel_size=1)
         self.reduce = nn.Conv1d(EXPANSION * size, size, kernel_size=1)
         self.patches = nn.ConvTranspose1d(size, channels, kernel_size=patch, stride=patch)
@@ -141,16 +145,16 @@ class SynthesisTransform(nn.Module):
             (parameter.to(dtype) for parameter in layer.parameters())
             for layer in (self.expand, self.reduce, self.patches)
         )
-        wanted = slice(self.num_bands, self.num_bands + PITCH_ROWS)
+        wanted = slice(self.num_bands, self.num_rows)
         with torch.autocast(latents.device.type, enabled=False):
             hidden = F.silu(expand[..., 0] @ latents.to(dtype) + expand_bias[:, None])
             coefficients = reduce[..., 0] @ hidden + reduce_bias[:, None]  # (B, dimensions, frames)
             rows = coefficients.transpose(1, 2) @ patches[:, wanted].flatten(1)  # (B, frames, 2 * patch)
-            return rows.unflatten(2, (PITCH_ROWS, -1)).transpose(1, 2).flatten(2) + patches_bias[wanted, None]
+            return rows.unflatten(2, (self.num_rows - self.num_bands, -1)).transpose(1, 2).flatten(2) + patches_bias[wanted, None]
 
     def pitch(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Pitch (Hz), in float64, and how much of a voice there is, in [0, 1]: each `(batch, frames, patch)`."""
-        rows = self.pitch_rows(latents).unflatten(2, (latents.shape[2], -1))
+        octaves, voiced = from_rows(self.pitch_rows(latents).unflatten(2, (latents.shape[2], -1)))
         # A probability that comes back as 0.8 means that there is one.
-        voiced = (VOICING_SLOPE * rows[:, 1] / VOICING_SCALE).sigmoid()
-        return pitch_hz(rows[:, 0] / PITCH_SCALE), voiced.to(torch.promote_types(latents.dtype, torch.float32))
+        voiced = (VOICING_SLOPE * (voiced - 0.5)).sigmoid()
+        return pitch_hz(octaves), voiced.to(torch.promote_types(latents.dtype, torch.float32))

@@ -143,10 +143,14 @@ def test_harmonics_need_a_transform_at_their_rate(wrong, message):
 
 
 def test_pitch_makes_another_code():
-    """And a configuration without it has the digest that it had before there was any."""
     harmonic = JepaDaamConfig(**TRANSFORM | HARMONIC)
     without = JepaDaamConfig(**TRANSFORM | HARMONIC | {"harmonic_source": False})
     assert harmonic.digest != without.digest
+
+
+def test_digests_are_those_from_before_there_was_a_transform_and_a_pitch():
+    assert JepaDaamConfig().digest == "2aaadf16e81a2627"
+    assert JepaDaamConfig(**TRANSFORM).digest == "f667700bc6f6a634"
 
 
 def test_a_spectrogram_front_end_is_needed():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.framing import lengths_to_mask, stretch_mask, zero_padding
-from modeling_jepa_daam.transform_path import VOICING_SCALE
+from modeling_jepa_daam.transform_path import from_rows
 
 from .spectrogram_head import SpectrogramHead
 
@@ -160,7 +160,7 @@ class CodecForTraining(nn.Module):
         assert synthesis is not None
         with torch.no_grad():
             tracked = analysis.pitch_rows(self.codec.encoder.stft_front_end.power(samples[:, None]))
-            voiced = tracked[:, 1] / VOICING_SCALE + 0.5
+            _, voiced = from_rows(tracked)
             weights = torch.stack([voiced, torch.ones_like(voiced)], dim=1)
             weights = zero_padding(weights, stretch_mask(frame_mask, tracked.shape[2] // quantized.shape[1]))
         distance = (synthesis.pitch_rows(quantized.transpose(1, 2)) - tracked).abs()

@@ -33,13 +33,7 @@ from modeling_jepa_daam.checkpoint import save_checkpoint
 from modeling_jepa_daam.files import write_json
 from modeling_jepa_daam.pitch import MIDDLE_F0_HZ, MIN_F0_HZ, OCTAVES, PitchTracker, class_octaves
 from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
-from modeling_jepa_daam.transform_path import (
-    PITCH_SCALE,
-    VOICING_SCALE,
-    AnalysisTransform,
-    transform_rows,
-    triangle_wave,
-)
+from modeling_jepa_daam.transform_path import AnalysisTransform, from_rows, triangle_wave
 
 from .run import ConfigPath, Overrides, make_loader, prepare_output, replacing_model, run_command, seed_randomness
 from .source_filter import set_source_filter
@@ -266,7 +260,7 @@ def decoded_pitch(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor]:
     """Octaves and probability of a voice, each `(patches, spectra)`, from the digits of patches."""
     values = codec.quantizer.eval()(latents_of(codec, patches)[None])[0][0]
     rows = torch.cat([codec.decoder.transform.pitch_rows(part[..., None]) for part in values.split(4096)])
-    return rows[:, 0] / PITCH_SCALE, rows[:, 1] / VOICING_SCALE + 0.5
+    return from_rows(rows)
 
 
 @torch.no_grad()
@@ -389,11 +383,10 @@ def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000, tracker
     if any((output / name).exists() for name in ("checkpoints", "metrics.jsonl")):
         raise ValueError(f"`run.output`: {output} holds a training run; take another folder")
     joined = len(model_config.downsampling_ratios) - model_config.encoder_stft_stages
-    rows = transform_rows(model_config)
-    if model_config.decoder_channels[joined] < rows:
+    if model_config.decoder_channels[joined] < model_config.transform_rows:
         raise ValueError(
-            f"`decoder_channels` must be at least {rows}, the rows of a patch, where the transform joins, got "
-            f"{model_config.decoder_channels[joined]}"
+            f"`decoder_channels` must be at least {model_config.transform_rows}, the rows of a patch, where the "
+            f"transform joins, got {model_config.decoder_channels[joined]}"
         )
     if set(model_config.levels) != {LEVELS}:
         raise ValueError(f"`fsq_levels` must all be {LEVELS}, got {model_config.fsq_levels}")

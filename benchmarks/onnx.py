@@ -11,6 +11,7 @@ rounding does.
 
 import argparse
 import copy
+import math
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -131,7 +132,12 @@ def main(recordings: list[Path], model_folder: Path, graphs: Path | None, rounds
             where = folders.get(title.removeprefix("onnxruntime "))
             sizes = [f"{(where / part).stat().st_size / 1e6:.1f}" for part in (ENCODER, DECODER)] if where else [""]
             rows.append(
-                [title, " / ".join(speeds[title]), *(f"{figures[key]:.4f}" for key in FIGURES), " / ".join(sizes)]
+                [
+                    title,
+                    " / ".join(speeds[title]),
+                    *(f"{figures.get(key, math.nan):.4f}" for key in FIGURES),
+                    " / ".join(sizes),
+                ]
             )
         print(markdown_table(["encode / decode", "times real time", *FIGURES, "MB"], rows))
         print(f"\nQuality: means of {len(judged)} clips; each codec decodes its own tokens.")

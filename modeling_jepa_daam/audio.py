@@ -23,7 +23,7 @@ except ImportError:
     soxr = None
 
 AUDIO_SUFFIXES = (".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")  # in lower case
-BLOCK_S = 60  # seconds read from a file at a time
+BLOCK_S = 10  # seconds read from a file at a time; what fits into a cache is read faster
 MAX_CHANNELS = 2  # of an array's two axes, channels are the one that is at most this long
 MAX_AMPLITUDE = 16.0  # full scale is 1; a louder sample is integer PCM that was made floating point without scaling
 MAX_SAMPLING_RATE = 10_000_000

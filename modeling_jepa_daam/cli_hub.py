@@ -16,6 +16,7 @@ from .publishing import publish
 from .publishing_checks import CARD_NAME, RECORDINGS, check_folder, published_files
 
 MAIN_METRICS = ("pesq", "stoi", "wer")
+UNKNOWN = "-"
 
 
 def push_command(
@@ -101,28 +102,30 @@ def models_command() -> None:
     if not folders:
         raise fail(NO_WEIGHTS)
     name = Column("model", no_wrap=True, min_width=max(len(folder.name) for folder in folders))  # to be copied
-    table = Table(name, "parameters", "weights", "bit/s", "times real time", "quality", show_lines=True)
+    table = Table(name, "size", "weights", "bit/s", "times real time", Column("quality", no_wrap=True), show_lines=True)
     for folder in folders:
         config = JepaDaamConfig.from_pretrained(folder)
         weights = folder / SAFE_WEIGHTS_NAME
         table.add_row(
             folder.name,
             f"{sum(count_parameters(config).values()) / 1e6:.1f}M",
-            f"{weights.stat().st_size / 1e6:.1f} MB" if weights.is_file() else "none",
+            f"{weights.stat().st_size / 1e6:.1f} MB" if weights.is_file() else UNKNOWN,
             f"{config.bitrate_bps:g}",
             _speed(folder / "speed.json"),
             _quality(folder / CARD_NAME),
         )
     console.print(table)
     console.print(
-        f"{SHIPPED_MODEL.parent}: --model takes any of them that has weights", highlight=False, soft_wrap=True
+        f"{SHIPPED_MODEL.parent}: --model takes any of them that has weights; {UNKNOWN}: not measured",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
 def _speed(path: Path) -> str:
     """Encoding and decoding of one recording at a time, as `training.model_card` took it over."""
     if not path.is_file():
-        return "not measured"
+        return UNKNOWN
     speed: dict[str, Any] = json.loads(path.read_text("utf-8"))
     ours = [row for row in speed["rows"] if row["spec"] == path.parent.name and row["batch"] == 1]
     rows = {row["direction"]: row["times_real_time"] for row in ours}
@@ -136,5 +139,9 @@ def _quality(card: Path) -> str:
     first = [result for result in results if result.dataset_name == results[0].dataset_name]
     figures = {result.metric_type: f"{result.metric_name} {result.metric_value:g}" for result in first}
     if not figures:
-        return "not measured"
-    return f"{', '.join(figures[key] for key in MAIN_METRICS if key in figures)} on {first[0].dataset_name}"
+        return UNKNOWN
+    lines = [
+        f"on {first[0].dataset_name.partition(' (')[0]}:",
+        *(figures[key] for key in MAIN_METRICS if key in figures),
+    ]
+    return "\n".join(lines)

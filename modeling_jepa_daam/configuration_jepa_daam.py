@@ -228,7 +228,7 @@ class JepaDaamConfig(PreTrainedConfig):
 
     @property
     def transform_rows(self) -> int:
-        """Rows of the patches that are transformed: mel bands and, if there is a source of harmonics, pitch, voicing."""
+        """Rows of a patch that is transformed: mel bands and, with `harmonic_source`, pitch and voicing."""
         return self.transform_bands + 2 * self.harmonic_source
 
     @property

@@ -150,7 +150,10 @@ class SynthesisTransform(nn.Module):
             hidden = F.silu(expand[..., 0] @ latents.to(dtype) + expand_bias[:, None])
             coefficients = reduce[..., 0] @ hidden + reduce_bias[:, None]  # (B, dimensions, frames)
             rows = coefficients.transpose(1, 2) @ patches[:, wanted].flatten(1)  # (B, frames, 2 * patch)
-            return rows.unflatten(2, (self.num_rows - self.num_bands, -1)).transpose(1, 2).flatten(2) + patches_bias[wanted, None]
+            return (
+                rows.unflatten(2, (self.num_rows - self.num_bands, -1)).transpose(1, 2).flatten(2)
+                + patches_bias[wanted, None]
+            )
 
     def pitch(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Pitch (Hz), in float64, and how much of a voice there is, in [0, 1]: each `(batch, frames, patch)`."""

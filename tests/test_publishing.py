@@ -343,6 +343,11 @@ def test_models_are_listed_from_their_folders():
     for folder in HUB_CONFIGS:
         assert folder.name in result.output
     assert "187.8M" in result.output
+    small = result.output.split("24khz-small", 1)[1]
+    speed = json.loads((SHIPPED[0] / "speed.json").read_text())["rows"][0]
+    assert f"{speed['times_real_time']:.0f} / " in small
+    assert "STOI 0." in small
+    assert "on read_en:" in small
 
 
 def test_models_of_an_installation_without_any(monkeypatch, tmp_path):

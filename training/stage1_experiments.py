@@ -56,23 +56,28 @@ def prepare(sources: str, transform: Path, output: Path, seed: int) -> None:
     stage1 = run_folder(output, "Stage 1", seed)
     changes = [f"data.sources={sources}", f"run.seed={seed}", f"run.max_steps={STAGE_1_STEPS}"]
     run_script("training.pretrain_encoder", CONFIGS / "small_pretrain.yaml", stage1, changes)
+    for start in (FRESH, TUNED):
+        folder = start_folder(output, start, seed)
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            with replacing_model(folder) as temporary:
+                save_checkpoint(beside(transform, stage1 / "model" if start == TUNED else None, seed), temporary)
+
+
+def beside(transform: Path, stage1: Path | None, seed: int) -> JepaDaamModel:
+    """A codec that has a computed transform, and beside it a network that adds nothing yet, fresh but for Stage 1."""
+    torch.manual_seed(seed)
+    codec = JepaDaamModel(JepaDaamConfig.from_pretrained(transform))
+    if stage1 is not None:
+        take_weights(codec, str(stage1))
     computed = {
         name: value
         for name, value in load_frozen(JepaDaamModel, transform).state_dict().items()
         if ".transform." in name or name.startswith("quantizer.")
     }
-    for start in (FRESH, TUNED):
-        folder = start_folder(output, start, seed)
-        if folder.exists():
-            continue
-        torch.manual_seed(seed)
-        codec = JepaDaamModel(JepaDaamConfig.from_pretrained(transform))
-        if start == TUNED:
-            take_weights(codec, str(stage1 / "model"))
-        codec.load_state_dict(computed, strict=False)
-        silence_the_rest(codec)
-        with replacing_model(folder) as temporary:
-            save_checkpoint(codec, temporary)
+    codec.load_state_dict(computed, strict=False)
+    silence_the_rest(codec)
+    return codec
 
 
 def start_folder(output: Path, start: str, seed: int) -> Path:

@@ -116,7 +116,7 @@ def models_command() -> None:
         )
     console.print(table)
     console.print(
-        f"{SHIPPED_MODEL.parent}: --model takes any of them that has weights; {UNKNOWN}: not measured",
+        f"{SHIPPED_MODEL.parent}: --model takes any of them that has weights; {UNKNOWN}: none yet",
         highlight=False,
         soft_wrap=True,
     )

@@ -28,6 +28,7 @@ from .files import verify_weights
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_tokens, pack_frames, unpack_frames
 from .quantizer import FiniteScalarQuantizer
+from .source_filter_head import SourceFilterHead
 from .transform_path import AnalysisTransform
 
 # Chunks that an accelerator encodes at once. On CPU each runs alone: see `JepaDaamModel.encode_waveforms`.
@@ -162,6 +163,8 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         elif isinstance(module, AnalysisTransform):
             init.ones_(module.gain)
             init.zeros_(module.offset)
+        elif isinstance(module, SourceFilterHead):
+            init.zeros_(module.share)
         elif isinstance(module, FiniteScalarQuantizer) and module.normalize:
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
@@ -420,7 +423,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         quantized, indices = self.quantizer(latents, frame_mask)
         tokens = pack_frames(indices, self.config.levels, self.config.group_size)
         pieces = self._iter_synthesize(
-            quantized.transpose(1, 2), frame_mask if len({len(row) for row in rows}) > 1 else None
+            quantized.to(self.dtype).transpose(1, 2), frame_mask if len({len(row) for row in rows}) > 1 else None
         )
         waveform = torch.cat(list(pieces), dim=-1)
         # As long as the input: less the last frame's end, or more where whole frames are padding in every row.

@@ -14,7 +14,7 @@ from .stft_front_end import stft
 
 HIGHEST_HARMONIC = 0.36  # of the sampling rate: above, the noise is enough
 NOISE_SAMPLES, NOISE_SEED = 1 << 16, 0
-MAX_LOG_MAGNITUDE = 7.0  # no bin of a full-scale signal reaches it
+MAX_LOG_MAGNITUDE = 7.0  # at the shipped rates, a full-scale sine has 5.8
 WIDTH = 17  # bins around one whose mean power is its envelope
 COMB_POWER = 0.0025, 9.0  # of a bin over its envelope: the least and the most
 DEPTH = 0.6  # how far harmonics stand out: not learned, for spectral losses would have them do so less than is heard
@@ -68,7 +68,7 @@ class SourceFilterHead(nn.Module):
         voice, noise, voiced = sources
         log_magnitude = self.project(x).to(voiced.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            share = self.share.to(voiced.dtype).sigmoid() * voiced
+            share = (self.share.to(voiced.dtype).sigmoid() * voiced).clamp(1e-8, 1.0 - 1e-6)  # roots with a gradient
             mixed = share[:, None].sqrt() * voice + (1.0 - share)[:, None].sqrt() * noise
             power = mixed.square().sum(dim=1).clamp(min=1e-8)
             around = F.avg_pool1d(power.transpose(1, 2), WIDTH, 1, WIDTH // 2, count_include_pad=False).transpose(1, 2)
@@ -134,12 +134,18 @@ def noise(latents: Tensor, hop_length: int) -> Tensor:
         latents: `(batch, dimensions, frames)`, quantized.
         hop_length: Samples a frame.
     """
-    table, factors = noise_table(latents.shape[1])
     whole = (16.0 * latents.detach().float()).round()
-    counts = torch.tensor(factors, dtype=whole.dtype, device=whole.device)[:, None]
-    starts = (counts * whole).sum(dim=1)  # exact, for it stays below 2^24: the same on any machine
+    table, factors = noise_tensors(latents.shape[1], whole.device)
+    starts = (factors * whole).sum(dim=1)  # exact, for it stays below 2^24: the same on any machine
     places = (starts.long()[..., None] + torch.arange(hop_length, device=whole.device)) % NOISE_SAMPLES
-    return torch.tensor(table, dtype=torch.float32, device=whole.device)[places]
+    return table[places]
+
+
+@torch.compiler.assume_constant_result
+def noise_tensors(dimensions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What `noise_table` has, `(samples,)` and `(dimensions, 1)`, float32: a constant for `torch.compile`."""
+    table, factors = noise_table(dimensions)
+    return torch.from_numpy(table).to(device), torch.tensor(factors[:, None], dtype=torch.float32, device=device)
 
 
 @functools.lru_cache(maxsize=4)

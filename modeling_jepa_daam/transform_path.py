@@ -33,6 +33,12 @@ def mel_filters(bins: int, num_bands: int, sampling_rate: int) -> np.ndarray:
         return mel_filter_bank(bins, num_bands, 0.0, sampling_rate / 2, sampling_rate, "slaney", "slaney")
 
 
+@torch.compiler.assume_constant_result
+def mel_matrix(bins: int, num_bands: int, sampling_rate: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`mel_filters`, `(bands, bins)`: a constant for `torch.compile`."""
+    return torch.tensor(mel_filters(bins, num_bands, sampling_rate).T, dtype=dtype, device=device)
+
+
 def triangle_wave(x: Tensor) -> Tensor:
     """Identity on [-1, 1]; beyond it goes back and forth between -1 and 1, with period 4."""
     shifted = 0.25 * (x - 1.0)
@@ -79,11 +85,10 @@ class AnalysisTransform(nn.Module):
 
     def log_mel(self, power: Tensor) -> Tensor:
         """Log mel magnitudes, scaled to about mean 0 and variance 1: `(batch, bands, spectra)`, float32 at least."""
-        filters = mel_filters(power.shape[1], self.num_bands, self.sampling_rate)
+        filters = mel_matrix(power.shape[1], self.num_bands, self.sampling_rate, power.dtype, power.device)
         with torch.autocast(power.device.type, enabled=False):
             magnitude = power.clamp(min=1e-16).sqrt()  # the floor keeps the gradient finite
-            mel = torch.tensor(filters.T, dtype=power.dtype, device=power.device) @ magnitude
-            return (mel.clamp(min=MIN_MAGNITUDE).log() - LOG_MEAN) / LOG_SCALE
+            return ((filters @ magnitude).clamp(min=MIN_MAGNITUDE).log() - LOG_MEAN) / LOG_SCALE
 
     def forward(self, power: Tensor, residual: Tensor) -> Tensor:
         """Latents `(batch, frames, dimensions)`: of coefficients to which `residual`, of that shape, is added.

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.source_filter_head import HIGHEST_HARMONIC, SourceFilterHead, Sources, harmonics, noise
+from tests.conftest import TINY
+from training.spectrogram_head import SpectrogramHead
 
 HOP, RATE = 9600, 24000
 
@@ -110,6 +113,24 @@ def test_phases_of_a_voice_are_those_of_its_harmonics():
     expected = harmonics(constant_pitch(100.0), HOP, RATE)[0, 1]
     assert torch.corrcoef(torch.stack([waveform, expected]))[0, 1] > 0.65
     assert torch.corrcoef(torch.stack([waveform, expected.roll(120)]))[0, 1] < 0.1  # half a period
+
+
+def test_silence_of_a_voice_has_a_gradient():
+    head = head_of(2.0, 0.5)
+    voiced = torch.zeros(1, 3, 30, requires_grad=True)
+    head(torch.zeros(1, 4, 90), None, sources_of(head, 375.0, voiced)).square().sum().backward()
+    assert head.share.grad.isfinite().all()
+    assert voiced.grad.isfinite().all()
+
+
+def test_the_head_learns_where_it_will_read():
+    """Of the decoder's last stage, at 375 Hz, and not of the first one that is fine enough."""
+    stages = {"encoder_stft_stages": 2, "decoder_istft_stages": 2, "decoder_channels": (8, 9, 10)}
+    shape = {"downsampling_ratios": (8, 8, 5, 30), "decoder_kernel_sizes": ((3,), (3,)), "transform_bands": 7}
+    lists = {"encoder_channels": (6, 8, 8), "encoder_residual_blocks": (1, 1), "encoder_kernel_sizes": (3, 3)}
+    decoder = JepaDaamModel(JepaDaamConfig(**TINY | stages | shape | lists | {"harmonic_source": True})).decoder
+    head = SpectrogramHead(decoder, 24000, 9600)
+    assert (head.num_stages, head.hop_length, head.project.in_channels) == (2, 64, 10)
 
 
 def test_what_is_too_loud_is_clipped_and_can_still_become_softer():

@@ -18,7 +18,7 @@ from modeling_jepa_daam import (
     JepaDaamModel,
     make_untrained_checkpoint,
 )
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, STFT, TINY
 from tests.librilight import make_librilight
 from tests.training_runs import figures, finish, kill_after, start
 from training import checkpointing
@@ -304,6 +304,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
             ValueError, match=f"does not fit `model.config`: its encoder has other .* {next(iter(change))}"
         ):
             load_weights(str(tmp_path / "stage1"), JepaDaamConfig(**TINY | change))
+    JepaDaamForPreTraining(JepaDaamConfig(**STFT, transform_bands=7)).save_pretrained(tmp_path / "beside")
+    load_weights(str(tmp_path / "beside"), JepaDaamConfig(**STFT))  # Stage 1 has no transform, whatever it is called
     for wrong in ("nowhere", "."):
         with pytest.raises(
             ValueError, match=r"`model.weights` must be a folder with a config.json \(of a run: its `model`"

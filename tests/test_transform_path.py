@@ -142,6 +142,38 @@ def test_harmonics_need_a_transform_at_their_rate(wrong, message):
         JepaDaamConfig(**TRANSFORM | HARMONIC | wrong)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_goes_there_and_back(model, tmp_path, dtype):
+    """Latents and pitch stay in float32, the decoder's weights do not."""
+    model.save_pretrained(tmp_path)
+    half = JepaDaamModel.from_pretrained(tmp_path, dtype=dtype).eval()
+    values = torch.tensor(noise(400))[None, None]
+    with torch.inference_mode():
+        there_and_back = half(values.to(dtype))
+        decoded = half.decode(there_and_back.audio_codes).audio_values
+    assert there_and_back.audio_values.dtype == dtype
+    assert there_and_back.audio_values.isfinite().all()
+    assert torch.equal(there_and_back.audio_values, decoded[..., :400])
+
+
+def test_both_ways_compile_as_a_whole(model):
+    """Tables that numpy makes are constants there. "eager": no compiler of C is needed."""
+    torch.compiler.reset()
+    waveform = torch.tensor(noise(480))[None, None]
+    with torch.inference_mode():
+        latents = model.encoder(waveform)
+        quantized = model.quantizer(latents)[0].transpose(1, 2)
+        for part, given in ((model.encoder, waveform), (model.decoder, quantized)):
+            compiled = torch.compile(part, fullgraph=True, backend="eager")
+            torch.testing.assert_close(compiled(given), part(given))
+
+
+def test_a_codec_from_stage_1_has_no_weights_left_to_chance(tmp_path):
+    JepaDaamForPreTraining(JepaDaamConfig(**TRANSFORM | HARMONIC)).save_pretrained(tmp_path)
+    codec = JepaDaamModel.from_pretrained(tmp_path)
+    assert not codec.decoder.istft_head.share.any()
+
+
 def test_pitch_makes_another_code():
     harmonic = JepaDaamConfig(**TRANSFORM | HARMONIC)
     without = JepaDaamConfig(**TRANSFORM | HARMONIC | {"harmonic_source": False})

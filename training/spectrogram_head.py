@@ -8,6 +8,7 @@ import math
 from torch import Tensor, nn
 
 from modeling_jepa_daam.decoder import HifiGanDecoder
+from modeling_jepa_daam.source_filter_head import SourceFilterHead
 from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE
 
 MIN_RATE = 50.0  # spectra a second: the fewest that tell one sound of speech from the next
@@ -16,6 +17,8 @@ NUM_BANDS = 160  # fine enough for the first harmonics of a voice
 
 class SpectrogramHead(nn.Module):
     """Linear prediction of log mel magnitudes from the features of the decoder's first stage of at least 50 Hz.
+
+    Of its last stage, if a source-filter head is to read them there.
 
     Args:
         decoder: Whose features it reads.
@@ -26,8 +29,10 @@ class SpectrogramHead(nn.Module):
     def __init__(self, decoder: HifiGanDecoder, sampling_rate: int, hop_length: int):
         super().__init__()
         self.num_stages, self.hop_length = 0, hop_length
+        to_the_end = isinstance(decoder.istft_head, SourceFilterHead)
         for ratio in decoder.upsampling_ratios:
-            if sampling_rate / self.hop_length >= MIN_RATE:
+            fine_enough = sampling_rate / self.hop_length >= MIN_RATE
+            if self.num_stages == len(decoder.stages) if to_the_end else fine_enough:
                 break
             self.num_stages, self.hop_length = self.num_stages + 1, self.hop_length // ratio
         channels = decoder.channels[self.num_stages]

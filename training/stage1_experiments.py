@@ -11,6 +11,7 @@ Writes `results.md` and `results.json`; `runs/*/model` are for `training.token_p
 it goes on where it was.
 """
 
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,6 +29,7 @@ from .codec_experiments import last_figures
 from .experiments import run_folder, run_script, spread_table
 from .frozen import load_frozen
 from .run import replacing_model
+from .tracking import read_metrics
 from .transform_code import silence_the_rest, take_weights
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -51,21 +53,28 @@ SHORTER = (  # than the runs of the model that ships
 )
 
 
-def prepare(sources: str, transform: Path, output: Path, seed: int) -> None:
-    """Train Stage 1, and put its network and a fresh one beside the transform."""
-    stage1 = run_folder(output, "Stage 1", seed)
+def pretrain(sources: str, output: Path, seed: int) -> None:
+    """Train Stage 1, unless it is trained already."""
     changes = [f"data.sources={sources}", f"run.seed={seed}", f"run.max_steps={STAGE_1_STEPS}"]
-    run_script("training.pretrain_encoder", CONFIGS / "small_pretrain.yaml", stage1, changes)
-    for start in (FRESH, TUNED):
-        folder = start_folder(output, start, seed)
-        if not folder.exists():
-            folder.parent.mkdir(exist_ok=True)
-            with replacing_model(folder) as temporary:
-                save_checkpoint(beside(transform, stage1 / "model" if start == TUNED else None, seed), temporary)
+    folder = run_folder(output, "Stage 1", seed)
+    run_script("training.pretrain_encoder", CONFIGS / "small_pretrain.yaml", folder, changes)
+
+
+def save_start(transform: Path, output: Path, start: str, seed: int) -> None:
+    """Put a network beside the transform, unless it is there already."""
+    folder = start_folder(output, start, seed)
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        stage1 = None if start == FRESH else run_folder(output, "Stage 1", seed) / "model"
+        with replacing_model(folder) as temporary:
+            save_checkpoint(beside(transform, stage1, seed), temporary)
 
 
 def beside(transform: Path, stage1: Path | None, seed: int) -> JepaDaamModel:
-    """A codec that has a computed transform, and beside it a network that adds nothing yet, fresh but for Stage 1."""
+    """A codec that has a computed transform, and beside it a network that adds nothing yet.
+
+    The network is fresh or Stage 1's; the decoder is fresh, drawn anew for each.
+    """
     torch.manual_seed(seed)
     codec = JepaDaamModel(JepaDaamConfig.from_pretrained(transform))
     if stage1 is not None:
@@ -102,6 +111,14 @@ def train(sources: str, output: Path, steps: int, waveform_steps: int, place: st
     run_script("training.train_tokenizer", config, run_folder(output, f"{place}, {start}", seed), changes)
 
 
+def found(output: Path, variant: str, seed: int) -> dict[str, float]:
+    """Held-out figures: of spectrograms when these end, of sound at the end of the run."""
+    metrics = read_metrics(run_folder(output, variant, seed) / "metrics.jsonl")
+    name = "held_out/spectrogram_distance"
+    distance = next(entry[name] for entry in reversed(metrics) if name in entry)
+    return {"spectrogram distance": distance} | last_figures(output, variant, seed)
+
+
 def command(
     shards: Annotated[list[Path], typer.Argument(help="Sources to train on.")],
     transform: Annotated[
@@ -118,12 +135,13 @@ def command(
     sources = f"[{','.join(str(shard.resolve()) for shard in shards)}]"
     variants = [(place, start) for place in PLACES for start in STARTS]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(partial(prepare, sources, transform, output), numbers))
+        list(pool.map(partial(pretrain, sources, output), numbers))
+        for start, seed in itertools.product((FRESH, TUNED), numbers):  # in turn: weights are drawn
+            save_start(transform, output, start, seed)
         runs = [(*variant, seed) for seed in numbers for variant in variants]
         list(pool.map(lambda run: train(sources, output, steps, waveform_steps, *run), runs))
     results = {
-        f"{place}, {start}": [last_figures(output, f"{place}, {start}", seed) for seed in numbers]
-        for place, start in variants
+        f"{place}, {start}": [found(output, f"{place}, {start}", seed) for seed in numbers] for place, start in variants
     }
     with replacing(output / "results.json") as temporary:
         temporary.write_text(

@@ -54,6 +54,7 @@ from .source_filter import set_source_filter
 from .teacher import WhisperTeacher, semantic_loss
 from .tracking import RunLog, SpeedMeter
 
+STAGE_1 = "JepaDaamForPreTraining"
 # What makes an encoder: weights of one with other values would load, in part or with another meaning.
 ENCODER_FIELDS = (
     "sampling_rate", "downsampling_ratios", "encoder_channels", "encoder_residual_blocks", "encoder_kernel_sizes",
@@ -250,7 +251,7 @@ def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
     try:
         theirs = JepaDaamConfig.from_pretrained(weights)
         differing = [name for name in ENCODER_FIELDS if getattr(theirs, name) != getattr(config, name)]
-        if theirs.transform_bands > 0:
+        if theirs.transform_bands > 0 and STAGE_1 not in (theirs.architectures or ()):  # which has no transform
             fields = ("transform_bands", "harmonic_source")
             differing += [name for name in fields if getattr(theirs, name) != getattr(config, name)]
         if differing:

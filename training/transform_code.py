@@ -265,7 +265,7 @@ def decoded_pitch(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def latents_of(codec: Codec, patches: Tensor) -> Tensor:
-    """Latents `(patches, dimensions)` of log mel patches, by the transform alone."""
+    """Latents `(patches, dimensions)` of patches of rows, by the transform alone."""
     nothing = torch.zeros(())  # of the network
     return torch.cat([codec.encoder.transform.latents(part, nothing)[:, 0] for part in patches.split(4096)])
 
@@ -359,7 +359,7 @@ def silence_the_rest(codec: Codec) -> None:
 
 
 def take_weights(codec: Codec, weights: str) -> None:
-    """Take the encoder, but for its transform, and what fits of the decoder.
+    """Take what fits: of the encoder all but its transform has to.
 
     Raises:
         ValueError: If the encoder does not fit.

@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/jepa-audio decode demo/$(notdir $(SAMPLE:.flac=.jepa)) --output demo --overwrite
 	$(BIN)/jepa-audio plot $(SAMPLE) --output demo/$(notdir $(SAMPLE:.flac=.png))
 	$(BIN)/jepa-audio evaluate $(dir $(SAMPLE)) --system $(MODEL) --judges pitch,opinion --output demo/evaluation
-	@grep '^|' demo/evaluation/report.md | head -9
+	@sed -n '/^## audio/,/^## Tokens/p' demo/evaluation/report.md | sed '$$d'
 	@ls -l demo
 
 test: check

@@ -20,7 +20,8 @@ class AudioLogitsProcessor(LogitsProcessor):
 
     Args:
         vocabulary: Where audio lies in the model's vocabulary.
-        max_frames: Frames after which the end mark must come; as many as the model likes if `None`.
+        max_frames: Frames of audio, those of the prompt among them, after which the end mark must come; as many as the
+            model likes if `None`.
 
     Raises:
         ValueError: If `max_frames` is below 1.

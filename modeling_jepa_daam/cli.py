@@ -164,7 +164,7 @@ def info(
     """Print a model's rates, vocabulary and sizes."""
     config = load_config(model)
     size = count_parameters(config)
-    weights = "as its model card says"
+    weights = "not verified" if config.weights_sha256 is None else f"SHA-256 {config.weights_sha256[:12]}..."
     if config.untrained_seed is not None:
         weights = f"untrained, seed {config.untrained_seed}"
     elif Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
@@ -362,6 +362,7 @@ def export_onnx_command(
     """Write encoder and decoder as ONNX graphs that make the same tokens under onnxruntime, or nothing."""
     files = [file for file, _ in _find(check, AUDIO_SUFFIXES, output)] if check else []
     tokenizer = load_tokenizer(model, "cpu", Dtype.float32)
+    errors.print("tracing both directions and comparing them with PyTorch's takes a minute or two", highlight=False)
     try:
         from .onnx_export import export_onnx
 

@@ -120,6 +120,7 @@ def render(folder: Path) -> str:
         space=(folder / SPACE_PICTURE).is_file(),
         training=[run | {"log_table": log_table(run)} for run in training or []],
         recordings=describe_recordings(recordings) if recordings else None,
+        unnamed=[each for each, extent in evaluation["extent"].items() if not extent["sources"]] if evaluation else [],
         limits={
             "reference": CLEAN_SET,
             "sets": limits_table(evaluation) if evaluation else "",

@@ -188,6 +188,8 @@ def describe(metrics: dict[str, float]) -> str:
     shown = {
         "loss/predict": "loss {:.4f}",
         "loss/total": "loss {:.3f}",
+        "loss/bits": "loss {:.2f} bits a token",
+        "validation/bits": "validation {:.2f} bits a token",
         "held_out/mel_distance": "held-out mel distance {:.3f}",
         "held_out/mel_distance_of_constant": "of a constant {:.3f}",
         "seen/mel_distance": "mel distance of clips trained on {:.3f}",

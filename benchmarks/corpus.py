@@ -133,8 +133,8 @@ def speed(model: str, minutes: float, rounds: int) -> None:
                 walls.append(max(end for _, end in spans) - min(start for start, _ in spans))
             gains.append(walls[0] / walls[1])
         print(
-            f"two processes: {statistics.median(gains):.2f} times one ({min(gains):.2f} to {max(gains):.2f} in {rounds} "
-            f"rounds; {os.cpu_count()} cores)"
+            f"two processes: {statistics.median(gains):.2f} times one ({min(gains):.2f} to {max(gains):.2f} in "
+            f"{rounds} rounds; {os.cpu_count()} cores)"
         )
 
 

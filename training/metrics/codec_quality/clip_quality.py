@@ -17,7 +17,11 @@ from .spectra import mel_distance, mr_stft_distance
 
 FIGURES = ("pesq", "stoi", "estoi", "si_sdr_db", "mel_distance", "mr_stft_distance")
 # PESQ is optional, for its package is built with a C compiler. Empty, or what should be said once.
-PESQ_MISSING = "" if importlib.util.find_spec("pesq") else "no PESQ figures: the package pesq is not installed (pip install pesq, with a C compiler)"
+PESQ_MISSING = (
+    ""
+    if importlib.util.find_spec("pesq")
+    else "no PESQ figures: the package pesq is not installed (pip install pesq, which needs a C compiler)"
+)
 PESQ_RATE = 16000  # Hz
 PESQ_FLOOR = 1.0  # of a silent reconstruction; the mapping of P.862.2 falls to 0.999
 # The package crashes on more than 50 utterances in a clip; one with its pause takes at least 0.4 s.

@@ -362,7 +362,7 @@ def export_onnx_command(
     """Write encoder and decoder as ONNX graphs that make the same tokens under onnxruntime, or nothing."""
     files = [file for file, _ in _find(check, AUDIO_SUFFIXES, output)] if check else []
     tokenizer = load_tokenizer(model, "cpu", Dtype.float32)
-    errors.print("tracing both directions and comparing them with PyTorch's takes a minute or two", highlight=False)
+    errors.print("tracing both directions and comparing them with PyTorch's takes a while", highlight=False)
     try:
         from .onnx_export import export_onnx
 

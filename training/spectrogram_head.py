@@ -31,8 +31,7 @@ class SpectrogramHead(nn.Module):
         self.num_stages, self.hop_length = 0, hop_length
         to_the_end = isinstance(decoder.istft_head, SourceFilterHead)
         for ratio in decoder.upsampling_ratios:
-            fine_enough = sampling_rate / self.hop_length >= MIN_RATE
-            if self.num_stages == len(decoder.stages) if to_the_end else fine_enough:
+            if sampling_rate / self.hop_length >= MIN_RATE and not to_the_end:
                 break
             self.num_stages, self.hop_length = self.num_stages + 1, self.hop_length // ratio
         channels = decoder.channels[self.num_stages]

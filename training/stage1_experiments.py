@@ -1,6 +1,6 @@
 """Does Stage 1 earn its place? The same Stage 2 from its encoder, fine-tuned or frozen, and from a fresh one.
 
-    python -m training.stage1_experiments SHARDS... --transform runs/small-transform --output runs/stage1-experiment
+    python -m training.stage1_experiments SHARDS... --transform runs/small-transform/model [--steps 250]
 
 Trains Stage 1 of `hub_configs/jepa-daam-24khz-small` once a seed, then Stage 2 for every start: spectrograms first,
 then waveforms. Twice: of the network alone, as the paper has it, and beside the transform code of `--transform` (what
@@ -12,7 +12,6 @@ it goes on where it was.
 """
 
 import itertools
-import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ import typer
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint
-from modeling_jepa_daam.files import replacing
+from modeling_jepa_daam.files import replacing, write_json
 
 from .codec_experiments import last_figures
 from .experiments import run_folder, run_script, spread_table
@@ -143,12 +142,8 @@ def command(
     results = {
         f"{place}, {start}": [found(output, f"{place}, {start}", seed) for seed in numbers] for place, start in variants
     }
-    with replacing(output / "results.json") as temporary:
-        temporary.write_text(
-            json.dumps(
-                {"steps": steps, "waveform_steps": waveform_steps, "seeds": numbers, "held_out": results}, indent=1
-            )
-        )
+    settings = {"steps": steps, "waveform_steps": waveform_steps, "seeds": numbers}
+    write_json(output / "results.json", settings | {"held_out": results})
     text = spread_table(results, f"held-out clips, steps {steps} + {waveform_steps}") + "\n"
     with replacing(output / "results.md") as temporary:
         temporary.write_text(text)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
+from modeling_jepa_daam import JepaDaamConfig, JepaDaamForPreTraining, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint as save_model
 
 from .augmentation import change_level, change_speed
@@ -54,7 +54,6 @@ from .source_filter import set_source_filter
 from .teacher import WhisperTeacher, semantic_loss
 from .tracking import RunLog, SpeedMeter
 
-STAGE_1 = "JepaDaamForPreTraining"
 # What makes an encoder: weights of one with other values would load, in part or with another meaning.
 ENCODER_FIELDS = (
     "sampling_rate", "downsampling_ratios", "encoder_channels", "encoder_residual_blocks", "encoder_kernel_sizes",
@@ -251,7 +250,7 @@ def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
     try:
         theirs = JepaDaamConfig.from_pretrained(weights)
         differing = [name for name in ENCODER_FIELDS if getattr(theirs, name) != getattr(config, name)]
-        if theirs.transform_bands > 0 and STAGE_1 not in (theirs.architectures or ()):  # which has no transform
+        if theirs.transform_bands > 0 and JepaDaamForPreTraining.__name__ not in (theirs.architectures or ()):
             fields = ("transform_bands", "harmonic_source")
             differing += [name for name in fields if getattr(theirs, name) != getattr(config, name)]
         if differing:

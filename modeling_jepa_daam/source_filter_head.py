@@ -1,4 +1,4 @@
-"""Source-filter head: magnitudes, with phases of harmonics and noise. Layout: `(batch, channels, time)`."""
+"""Source-filter head: harmonics and noise, and the magnitudes that shape them. Layout: `(batch, channels, time)`."""
 
 import functools
 from typing import NamedTuple
@@ -15,9 +15,6 @@ from .stft_front_end import stft
 HIGHEST_HARMONIC = 0.36  # of the sampling rate: above, the noise is enough
 NOISE_SAMPLES, NOISE_SEED = 1 << 16, 0
 MAX_LOG_MAGNITUDE = 7.0  # at the shipped rates, a full-scale sine has 5.8
-WIDTH = 17  # bins around one whose mean power is its envelope
-COMB_POWER = 0.0025, 9.0  # of a bin over its envelope: the least and the most
-DEPTH = 0.6  # how far harmonics stand out: not learned, for spectral losses would have them do so less than is heard
 
 
 class Sources(NamedTuple):
@@ -32,10 +29,10 @@ class Sources(NamedTuple):
 
 
 class SourceFilterHead(nn.Module):
-    """Features to magnitudes of spectra, whose phases are those of harmonics and noise, mixed.
+    """Features to the magnitudes of a filter, through which harmonics and noise go, mixed.
 
-    Deviation: the paper's decoder makes waveforms by convolution. Phases of a voice follow from its pitch, noise has
-    any phase: only magnitudes are left to learn, and for each bin the share of harmonics in a voice.
+    Deviation: the paper's decoder makes waveforms by convolution. The harmonics of a voice follow from its pitch, noise
+    is any: only their envelope is left to learn, and for each bin the share of harmonics in a voice.
 
     Sources: Wang et al. 2019 (neural source-filter models); Engel et al. 2020 (DDSP).
 
@@ -70,12 +67,9 @@ class SourceFilterHead(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             share = (self.share.to(voiced.dtype).sigmoid() * voiced).clamp(1e-8, 1.0 - 1e-6)  # roots with a gradient
             mixed = share[:, None].sqrt() * voice + (1.0 - share)[:, None].sqrt() * noise
-            power = mixed.square().sum(dim=1).clamp(min=1e-8)
-            around = F.avg_pool1d(power.transpose(1, 2), WIDTH, 1, WIDTH // 2, count_include_pad=False).transpose(1, 2)
-            comb = (power / around).clamp(*COMB_POWER) ** (0.5 * DEPTH)
             log_magnitude = MAX_LOG_MAGNITUDE - F.softplus(MAX_LOG_MAGNITUDE - log_magnitude)  # a bound with a gradient
-            scale = log_magnitude.exp() * (share * comb + 1.0 - share) / power.sqrt()
-            spectrum = torch.complex(scale * mixed[:, 0], scale * mixed[:, 1])
+            filtered = log_magnitude.exp()[:, None] * mixed
+            spectrum = torch.complex(filtered[:, 0], filtered[:, 1])
             waveform = inverse_stft(spectrum, self.hop_length, mask).to(self.project.weight.dtype)
         return waveform if self.training else waveform.clamp(-1.0, 1.0)
 

@@ -16,9 +16,10 @@ from transformers.audio_utils import mel_filter_bank
 from .istft_head import OVERLAP
 from .pitch import PitchTracker, finest_dtype, pitch_hz
 
-MIN_MAGNITUDE = 1e-5
-LOG_MEAN, LOG_SCALE = -6.5, 2.0  # of natural-log mel magnitudes of speech
-PITCH_SCALE, VOICING_SCALE = 12.0, 4.0  # of octaves and of a probability, beside log magnitudes of variance 1
+SILENCE = 5e-3  # a bin's magnitude below which nothing is told apart: rooms' noise would take bits from speech
+LOG_MEAN, LOG_SCALE = -1.5, 2.0  # of natural-log magnitudes of speech
+MIN_WIDTH_HZ = 100.0  # over which a spectrum is smoothed, whatever the pitch
+PITCH_SCALE, VOICING_SCALE = 8.0, 3.0  # of octaves and of a probability, beside log magnitudes of variance 1
 VOICING_SLOPE = 16.0  # of a voice's amplitude over the probability of one, at 0.5
 EXPANSION = 8  # of the layers that put digits together again: about a unit for each value of each coefficient
 
@@ -39,6 +40,33 @@ def mel_matrix(bins: int, num_bands: int, sampling_rate: int, dtype: torch.dtype
     return torch.tensor(mel_filters(bins, num_bands, sampling_rate).T, dtype=dtype, device=device)
 
 
+def smoothed(power: Tensor, pitch: Tensor) -> Tensor:
+    """Power spectra, averaged around each bin over as many Hz as a harmonic is wide: what is left is their envelope.
+
+    Harmonics are as far apart as the pitch says, so that any stretch of that width holds one of them. The average is a
+    product with a sinc on the other side of a Fourier transform, of the autocorrelation; a cosine there, which averages
+    three neighbours, keeps loud harmonics from being heard in all other bins.
+
+    Args:
+        power: `(batch, bins, spectra)`.
+        pitch: `(batch, spectra)`, as a share of the sampling rate.
+
+    Returns:
+        `(batch, bins, spectra)`, at least 0.
+
+    Source: Morise 2015, CheapTrick, a spectral envelope estimator for high-quality speech synthesis (its first step).
+    """
+    dtype = finest_dtype(power.device)  # the loudest bin may have 10^12 times the power of another
+    spectrum = power.transpose(1, 2).to(dtype)  # (B, spectra, bins)
+    size = 2 * (spectrum.shape[-1] - 1)
+    correlation = torch.fft.irfft(torch.complex(spectrum, torch.zeros_like(spectrum)), n=size, dim=-1)
+    places = torch.arange(size, dtype=dtype, device=power.device)
+    lags = torch.minimum(places, size - places)
+    angles = torch.pi * pitch[..., None].to(dtype) * lags.clamp(min=1e-6)
+    window = angles.sin() / angles * (0.5 + 0.5 * (2.0 * torch.pi / size * lags).cos())
+    return torch.fft.rfft(correlation * window, dim=-1).real.transpose(1, 2).clamp(min=0.0).to(power.dtype)
+
+
 def triangle_wave(x: Tensor) -> Tensor:
     """Identity on [-1, 1]; beyond it goes back and forth between -1 and 1, with period 4."""
     shifted = 0.25 * (x - 1.0)
@@ -55,10 +83,16 @@ def from_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, 0] / PITCH_SCALE, rows[:, 1] / VOICING_SCALE + 0.5
 
 
-class AnalysisTransform(nn.Module):
-    """One linear layer from patches of the log mel spectrogram to latents, and digits of its coefficients.
+def log_magnitudes(rows: Tensor) -> Tensor:
+    """Natural logarithm of magnitudes, of rows of an envelope."""
+    return LOG_MEAN + LOG_SCALE * rows
 
-    With `config.harmonic_source` a patch has two more rows, pitch and voicing.
+
+class AnalysisTransform(nn.Module):
+    """One linear layer from patches of the log spectrogram in mel bands to latents, and digits of its coefficients.
+
+    With `config.harmonic_source` a patch has two more rows, pitch and voicing, and its bands are those of the envelope:
+    the harmonics, of which these two tell everything, would move up and down through the bands.
 
     Deviation: not in the paper. Classic codecs transform blocks of signal linearly and spend bits where the variance
     is. A latent dimension has two bits, and the largest coefficients of a patch deserve six: as `triangle_wave(gain *
@@ -83,12 +117,19 @@ class AnalysisTransform(nn.Module):
         self.gain = nn.Parameter(torch.ones(config.hidden_size))
         self.offset = nn.Parameter(torch.zeros(config.hidden_size))
 
-    def log_mel(self, power: Tensor) -> Tensor:
-        """Log mel magnitudes, scaled to about mean 0 and variance 1: `(batch, bands, spectra)`, float32 at least."""
+    def envelope(self, power: Tensor, octaves: Tensor | None = None) -> Tensor:
+        """Log magnitudes in mel bands, scaled to about mean 0 and variance 1: `(batch, bands, spectra)`.
+
+        Args:
+            power: `(batch, bins, spectra)`, float32 at least.
+            octaves: `(batch, spectra)`, pitch above 150 Hz: by it spectra are smoothed.
+        """
         filters = mel_matrix(power.shape[1], self.num_bands, self.sampling_rate, power.dtype, power.device)
+        filters = filters / filters.sum(dim=1, keepdim=True).clamp(min=1e-8)  # the mean of a band's bins
         with torch.autocast(power.device.type, enabled=False):
-            magnitude = power.clamp(min=1e-16).sqrt()  # the floor keeps the gradient finite
-            return ((filters @ magnitude).clamp(min=MIN_MAGNITUDE).log() - LOG_MEAN) / LOG_SCALE
+            if octaves is not None:
+                power = smoothed(power, pitch_hz(octaves).clamp(min=MIN_WIDTH_HZ) / self.sampling_rate)
+            return (0.5 * (filters @ power + SILENCE**2).log() - LOG_MEAN) / LOG_SCALE
 
     def forward(self, power: Tensor, residual: Tensor) -> Tensor:
         """Latents `(batch, frames, dimensions)`: of coefficients to which `residual`, of that shape, is added.
@@ -98,18 +139,20 @@ class AnalysisTransform(nn.Module):
         return self.latents(self.rows(power), residual)
 
     def rows(self, power: Tensor) -> Tensor:
-        """What patches are cut from: `log_mel` and, if there is a tracker, `pitch_rows`: `(batch, rows, spectra)`."""
-        mel = self.log_mel(power)
-        return mel if self.tracker is None else torch.cat([mel, self.pitch_rows(power)], dim=1)
+        """What patches are cut from: `envelope` and, if there is a tracker, its two: `(batch, rows, spectra)`."""
+        if self.tracker is None:
+            return self.envelope(power)
+        octaves, voiced = self.track(power)
+        return torch.cat([self.envelope(power, octaves), to_rows(octaves, voiced)], dim=1)
 
-    def pitch_rows(self, power: Tensor) -> Tensor:
-        """Scaled octaves above 150 Hz and scaled probability of a voice: `(batch, 2, spectra)`, float32 at least."""
+    def track(self, power: Tensor) -> tuple[Tensor, Tensor]:
+        """Octaves above 150 Hz and probability of a voice: each `(batch, spectra)`, float32 at least."""
         assert self.tracker is not None
         frames = power.unflatten(2, (-1, self.project.kernel_size[0])).transpose(1, 2)  # (B, frames, bins, patch)
         octaves, voiced = (
             track.unflatten(0, frames.shape[:2]).flatten(1) for track in self.tracker(frames.flatten(0, 1))
         )
-        return to_rows(octaves, voiced)
+        return octaves, voiced
 
     def latents(self, rows: Tensor, residual: Tensor) -> Tensor:
         """What `forward` makes, of what `rows` has made."""

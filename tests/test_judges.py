@@ -46,11 +46,10 @@ def opinion() -> judges.Judge:
     return make_judges(["opinion"])["opinion"]
 
 
-@pytest.fixture(scope="module")
-def untrained_weights(tmp_path_factory) -> Path:
+def write_speaker_encoder(folder: Path) -> Path:
     """A checkpoint of random weights, named as SpeechBrain names them."""
     torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("ecapa") / ecapa.WEIGHTS_FILE
+    file = folder / ecapa.WEIGHTS_FILE
     wrapped = {}
     for name, value in SpeakerEncoder().state_dict().items():
         layer, parameter = name.rsplit(".", 1)
@@ -58,6 +57,11 @@ def untrained_weights(tmp_path_factory) -> Path:
         wrapped[f"{layer}.{kind}.{parameter}"] = value
     torch.save(wrapped, file)
     return file
+
+
+@pytest.fixture(scope="module")
+def untrained_weights(tmp_path_factory) -> Path:
+    return write_speaker_encoder(tmp_path_factory.mktemp("ecapa"))
 
 
 def test_a_clip_against_itself_has_no_pitch_error(pitch, speech):

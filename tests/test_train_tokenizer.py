@@ -362,7 +362,7 @@ def test_the_folder_of_another_stage_is_refused(librilight, tmp_path):
 def test_encoder_decoder_and_discriminators_have_rates_of_their_own(librilight, tmp_path):
     rates = ["optim.encoder_learning_rate=1e-5", "optim.discriminator_learning_rate=2e-4"]
     config = config_of(librilight, tmp_path, *rates)
-    codec, discriminators, _ = make_models(config)
+    codec, discriminators, *_ = make_models(config)
     for_codec, for_discriminators = make_optimizers(config, codec, discriminators)
     assert [group["lr"] for group in for_codec.param_groups] == [1e-5, 1.5e-3]
     assert [group["lr"] for group in for_discriminators.param_groups] == [2e-4]

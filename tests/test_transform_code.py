@@ -8,6 +8,7 @@ from modeling_jepa_daam.audio import load_audio
 from modeling_jepa_daam.pitch import PitchTracker
 from modeling_jepa_daam.source_filter_head import harmonics
 from modeling_jepa_daam.stft_front_end import stft
+from modeling_jepa_daam.transform_path import to_rows
 from tests.conftest import STFT
 from tests.librilight import RECORDINGS, make_librilight
 from tests.test_train_tokenizer import config_of
@@ -17,13 +18,14 @@ from training.source_filter import set_source_filter
 from training.train_tokenizer import begin_waveforms
 from training.transform_code import (
     MAX_DIGITS,
-    Patches,
     PitchTeacher,
+    Voices,
     allocate_digits,
     digit_latents,
     distortions,
     latents_of,
     main,
+    row_weights,
     set_analysis,
     set_synthesis,
     silence_the_rest,
@@ -89,7 +91,7 @@ def test_the_code_loses_little_and_less_than_single_digits(codec):
     lost = set_synthesis(codec, data, mean, basis, digits, steps=1500)
     assert lost < 0.05
     # The best quantizer of four levels leaves .1175 of each of the 16 largest variances.
-    variances = 64.0 * 0.75 ** (2 * torch.arange(36))
+    variances = torch.linalg.eigvalsh(torch.cov((data * row_weights(codec)).flatten(1).T)).flip(0)
     assert lost < 0.5 * (0.1175 * variances[:16].sum() + variances[16:].sum()) / variances.sum()
 
 
@@ -100,8 +102,8 @@ def test_the_rest_is_silent_at_first(codec):
     silence_the_rest(codec)
     waveform = torch.randn(1, 1, 36 * 5) * 0.1
     transform = codec.encoder.transform
-    mel = transform.log_mel(codec.encoder.stft_front_end.power(waveform))
-    alone = latents_of(codec, mel[0].unflatten(1, (-1, 3)).permute(1, 0, 2))
+    rows = transform.rows(codec.encoder.stft_front_end.power(waveform))
+    alone = latents_of(codec, rows[0].unflatten(1, (-1, 3)).permute(1, 0, 2))
     torch.testing.assert_close(codec.encoder(waveform)[0], alone, atol=1e-5, rtol=0)
     latents = torch.randn(1, 16, 5)
     features, _, _ = codec.decoder.upsample(latents, num_stages=1)
@@ -126,8 +128,8 @@ def test_it_is_computed_from_speech_and_training_starts_from_it(librilight, tmp_
     codec.eval()
     values = codec.quantizer(codec.encoder(waveform))[0].transpose(1, 2)
     features = codec.decoder.upsample(values, num_stages=2)[0][:, :20]
-    mel = codec.encoder.transform.log_mel(codec.encoder.stft_front_end.power(waveform))
-    assert (features - mel).abs().mean() < 0.5 * (mel - mel.mean()).abs().mean()
+    rows = codec.encoder.transform.rows(codec.encoder.stft_front_end.power(waveform))
+    assert (features - rows).abs().mean() < 0.5 * (rows - rows.mean()).abs().mean()
 
 
 HARMONIC = (
@@ -136,7 +138,7 @@ HARMONIC = (
 )
 
 
-def voices(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+def voices_of(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Harmonics of one pitch a frame, then noise: waveforms `(frames, 9600)`, octaves above 150 Hz `(frames, 30)`."""
     generator = torch.Generator().manual_seed(0)
     octaves = torch.rand(frames, 1, generator=generator) * 2.0 - 1.0
@@ -150,18 +152,18 @@ def voices(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_tracker_is_taught():
     torch.manual_seed(0)
-    waveform, octaves = voices(96)
+    waveform, octaves = voices_of(96)
     spectrum = stft(waveform, 320)
-    patches = Patches(torch.zeros(96, 1, 30), spectrum.abs().square()[:, :160], octaves)
+    voices = Voices(spectrum.abs().square()[:, :160], octaves)
     tracker = PitchTracker(1280, 24000)
-    cents, voicing_error = teach_tracker(tracker, patches, steps=60)
+    cents, voicing_error = teach_tracker(tracker, voices, steps=60)
     assert cents < 60.0
     assert voicing_error < 0.1
 
 
 def test_the_teacher_hears_pitch_where_there_is_a_voice():
     teacher = PitchTeacher(24000, 320)
-    waveform, octaves = voices(1)
+    waveform, octaves = voices_of(1)
     found = teacher(waveform[0])
     assert found.shape == (30,)
     torch.testing.assert_close(found[3:13], octaves[0, 3:13], atol=0.05, rtol=0)
@@ -187,16 +189,19 @@ def test_the_head_begins_as_a_vocoder_of_bands_and_pitch():
     set_source_filter(codec)
     waveform = torch.from_numpy(load_audio(next(RECORDINGS.rglob("*.flac")), None, 24000)[:48000])
     transform, head = codec.encoder.transform, codec.decoder.istft_head
-    real = transform.log_mel(codec.encoder.stft_front_end.power(waveform[None, None]))
     octaves = PitchTeacher(24000, 320)(waveform)
+
+    def envelope(sound: torch.Tensor) -> torch.Tensor:
+        return transform.envelope(codec.encoder.stft_front_end.power(sound), octaves.nan_to_num()[None])
+
+    real = envelope(waveform[None, None])
     voiced = (~octaves.isnan()).float()
-    rows = torch.cat([real, 12.0 * octaves.nan_to_num()[None, None], 4.0 * (voiced - 0.5)[None, None]], dim=1)
+    rows = torch.cat([real, to_rows(octaves.nan_to_num()[None], voiced[None])], dim=1)
     pitch = 150.0 * 2.0 ** octaves.nan_to_num().view(1, 5, 30)
     with torch.no_grad():
         sources = head.spectra(pitch, voiced.view(1, 5, 30), torch.randint(0, 4, (1, 128, 5)) / 2 - 0.75, None)
         sound = head(rows, None, sources)
-        made = transform.log_mel(codec.encoder.stft_front_end.power(sound))
-        quiet = transform.log_mel(codec.encoder.stft_front_end.power(0.5 * sound))
+        made, quiet = envelope(sound), envelope(0.5 * sound)
     distance = (made - real).abs().mean()
     assert distance < 0.35  # of a standard deviation
     assert distance < (quiet - real).abs().mean()

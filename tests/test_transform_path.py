@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamEncoderModel, JepaDaamForPreTraining, JepaDaamModel
-from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, triangle_wave
+from modeling_jepa_daam.source_filter_head import harmonics
+from modeling_jepa_daam.stft_front_end import stft
+from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, mel_filters, smoothed, triangle_wave
 from tests.conftest import STFT, noise
-from training.losses import log_mel
 
 TRANSFORM = STFT | {"transform_bands": 7, "chunk_frames": 20, "hidden_dropout": 0.0, "attention_dropout": 0.0}
 HARMONIC = {
@@ -38,14 +39,46 @@ def test_a_triangle_wave_is_the_identity_and_folds_beyond():
     torch.testing.assert_close(triangle_wave(x), folded)
 
 
-def test_it_reads_the_very_spectrogram_that_the_decoder_is_judged_by():
-    encoder = JepaDaamModel(JepaDaamConfig(**TRANSFORM)).encoder
-    waveform = torch.tensor(noise(600))[None]
-    hop = encoder.stft_front_end.hop_length
-    ours = encoder.transform.log_mel(encoder.stft_front_end.power(waveform[:, None]))
-    theirs = log_mel(waveform, 24000, 4 * hop, hop, 7)
-    # Bands narrower than a bin are empty in both, and the floor of both.
-    torch.testing.assert_close(ours * LOG_SCALE + LOG_MEAN, theirs.transpose(1, 2), atol=1e-4, rtol=0)
+def test_an_envelope_has_the_root_mean_square_of_each_band():
+    """By hand: one spectrum of 121 bins, bands as the filters say, and a floor of 0.005."""
+    transform = JepaDaamModel(JepaDaamConfig(**TRANSFORM)).encoder.transform
+    power = torch.rand(1, 121, 3, generator=torch.Generator().manual_seed(0))
+    filters = mel_filters(121, 7, 24000)
+    for band in range(7):
+        weights = filters[:, band] / filters[:, band].sum()
+        mean = weights @ power[0].numpy()
+        expected = (np.log(np.sqrt(mean + 0.005**2)) - LOG_MEAN) / LOG_SCALE
+        np.testing.assert_allclose(transform.envelope(power)[0, band].detach(), expected, rtol=1e-5)
+
+
+def test_smoothing_is_the_mean_over_a_harmonics_width():
+    """Of one bin, 20 bins wide: what lies within keeps 1/20 of it, what lies beyond nothing."""
+    power = torch.zeros(1, 641, 1)
+    power[0, 300] = 1.0
+    found = smoothed(power, torch.tensor([[20.0 / 1280.0]]))[0, :, 0]
+    torch.testing.assert_close(found.sum(), torch.tensor(1.0), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found[292:309], torch.full((17,), 0.05), atol=5e-4, rtol=0)
+    assert found[:289].max() < 1e-4
+    assert found[312:].max() < 1e-4
+
+
+def test_a_loud_harmonic_is_not_heard_in_a_quiet_band():
+    """90 dB below it, half of the spectrum away."""
+    power = torch.full((1, 641, 1), 1e-5)
+    power[0, 20] = 1e4
+    found = smoothed(power, torch.tensor([[10.0 / 1280.0]]))
+    torch.testing.assert_close(found[:, 300:620], power[:, 300:620], rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("hz", [110.0, 220.0, 400.0])
+def test_what_is_smoothed_by_its_pitch_has_no_harmonics(hz):
+    """Of harmonics of equal strength a flat envelope is left, of which the pitch can no longer be told."""
+    wave = harmonics(torch.full((1, 3, 30), hz, dtype=torch.float64), 9600, 24000).flatten()[None]
+    power = stft(wave, 320)[..., 10:80].abs().square()
+    flat = smoothed(power, torch.full((1, 70), hz / 24000))[0, 40:360].sqrt().log()
+    sharp = power[0, 40:360].sqrt().clamp(min=1e-3).log()
+    assert sharp.std(dim=0).mean() > 1.0
+    assert flat.std(dim=0).mean() < 0.06
 
 
 def test_fine_digits_tell_more_than_coarse_ones(model):

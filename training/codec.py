@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.framing import lengths_to_mask, stretch_mask, zero_padding
-from modeling_jepa_daam.transform_path import from_rows
+from modeling_jepa_daam.transform_path import from_rows, log_magnitudes
 
 from .spectrogram_head import SpectrogramHead
 
@@ -31,6 +31,17 @@ class CodecResult(NamedTuple):
     """`(batch, spectra, features)`, float32, if there is a teacher to compare them with."""
     pitch: Tensor | None = None
     """Scalar, how far the decoder's pitch is from what the encoder tracked, if they have a source of harmonics."""
+    envelope: Tensor | None = None
+    """`(batch, spectra, bands)`, natural logarithm of magnitudes, what is to be predicted then instead of a spectrogram
+    of `real`."""
+
+
+@torch.no_grad()
+def transform_rows(codec: JepaDaamModel, samples: Tensor) -> Tensor:
+    """What the encoder's transform cuts patches from, of `(batch, samples)`: `(batch, rows, spectra)`."""
+    transform = codec.encoder.transform
+    assert transform is not None
+    return transform.rows(codec.encoder.stft_front_end.power(samples[:, None]))
 
 
 class CodecForTraining(nn.Module):
@@ -150,16 +161,22 @@ class CodecForTraining(nn.Module):
 
         if not spectrogram:
             generated = generated.float().masked_fill(~inside, 0.0)
-        pitch = self.pitch_distance(samples, quantized, frame_mask) if self.config.harmonic_source else None
-        return CodecResult(generated, real, window_lengths, semantic, pitch)
+        pitch = envelope = None
+        if self.config.harmonic_source:
+            rows = transform_rows(self.codec, samples)
+            pitch = self.pitch_distance(rows[:, self.config.transform_bands :], quantized, frame_mask)
+            if spectrogram:
+                patch = rows.shape[2] // frames
+                places = starts[:, None] * patch + torch.arange(size * patch, device=rows.device)
+                places = places.clamp(max=rows.shape[2] - 1)[:, None].expand(-1, self.config.transform_bands, -1)
+                envelope = log_magnitudes(rows).gather(2, places).transpose(1, 2)
+        return CodecResult(generated, real, window_lengths, semantic, pitch, envelope)
 
-    def pitch_distance(self, samples: Tensor, quantized: Tensor, frame_mask: Tensor) -> Tensor:
+    def pitch_distance(self, tracked: Tensor, quantized: Tensor, frame_mask: Tensor) -> Tensor:
         """Mean absolute difference of the rows that carry pitch and voicing, of pitch where there is a voice."""
-        analysis, synthesis = self.codec.encoder.transform, self.codec.decoder.transform
-        assert analysis is not None
+        synthesis = self.codec.decoder.transform
         assert synthesis is not None
         with torch.no_grad():
-            tracked = analysis.pitch_rows(self.codec.encoder.stft_front_end.power(samples[:, None]))
             _, voiced = from_rows(tracked)
             weights = torch.stack([voiced, torch.ones_like(voiced)], dim=1)
             weights = zero_padding(weights, stretch_mask(frame_mask, tracked.shape[2] // quantized.shape[1]))

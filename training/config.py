@@ -222,6 +222,8 @@ class LossConfig:
     semantic: float = 0.0  # features of `teacher`, while spectrograms are learned; not in the paper
     pitch: float = 0.25  # of the decoder, if it has a source of harmonics; not in the paper
     teacher: str | None = None  # Whisper model, folder or Hub id
+    speaker: float = 0.0  # distance of embeddings by `speaker_encoder`, of waveforms; not in the paper
+    speaker_encoder: str | None = None  # SpeechBrain's ECAPA-TDNN: file, folder or Hub id
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ class CodecConfig(TrainingConfig):
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
         *TrainingConfig.NOT_NEGATIVE,
-        *(f"losses.{item.name}" for item in dataclasses.fields(LossConfig) if item.name != "teacher"),
+        *(f"losses.{item.name}" for item in dataclasses.fields(LossConfig) if item.type is float),
     )  # fmt: skip
 
     def __post_init__(self):
@@ -276,6 +278,8 @@ class CodecConfig(TrainingConfig):
             raise ValueError("`losses.semantic` above 0 and `losses.teacher` need each other")
         if self.losses.semantic > 0.0 and self.optim.spectrogram_steps == 0:
             raise ValueError("`losses.semantic` needs `optim.spectrogram_steps`: the teacher is heard in these alone")
+        if (self.losses.speaker > 0.0) != (self.losses.speaker_encoder is not None):
+            raise ValueError("`losses.speaker` above 0 and `losses.speaker_encoder` need each other")
         if self.losses.waveform == self.losses.stft == self.losses.mel == 0.0:
             raise ValueError("`losses`: one of waveform, stft and mel must be above 0, or the decoder learns nothing")
         if self.data.min_segment_s < MIN_EVALUATED_S:

@@ -154,11 +154,11 @@ def load_speaker_encoder(weights: str | os.PathLike = DEFAULT_WEIGHTS) -> Speake
 
 def filterbank(waveform: Tensor) -> Tensor:
     """Power of 80 mel bands in dB, at most 80 dB below the loudest of the clip: `(batch, frames, NUM_BANDS)`."""
-    window = torch.hamming_window(FFT_SIZE)
+    window = torch.hamming_window(FFT_SIZE, device=waveform.device)
     spectrum = torch.stft(
         waveform, FFT_SIZE, HOP_LENGTH, window=window, center=True, pad_mode="constant", return_complex=True
     )
-    power = torch.view_as_real(spectrum).square().sum(dim=-1).transpose(1, 2) @ _mel_filters()
+    power = torch.view_as_real(spectrum).square().sum(dim=-1).transpose(1, 2) @ _mel_filters().to(waveform.device)
     decibels = 10 * power.clamp(min=POWER_FLOOR).log10()
     return torch.maximum(decibels, decibels.amax(dim=(1, 2), keepdim=True) - DYNAMIC_RANGE_DB)
 

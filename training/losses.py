@@ -27,6 +27,8 @@ from torch.autograd.function import once_differentiable
 from modeling_jepa_daam.framing import lengths_to_mask, num_frames
 from modeling_jepa_daam.transform_path import mel_filters
 
+from .audibility import band_weights
+
 STFT_RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128), (256, 64), (128, 32))  # FFT size and hop, in samples
 MEL_RESOLUTIONS = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))  # FFT size and bands
 POWER_FLOOR = 1e-8  # of an STFT bin: below the rounding of 16-bit audio, and near that of a float32 FFT of loud audio
@@ -276,6 +278,35 @@ def spectrogram_loss(
     filters = _mel_filters(fft_size, predicted.shape[2], sampling_rate, real.device)
     weights = _scaled_filters(filters, _gain(real, fft_size, sampling_rate, bandwidth_hz, gain_above))[1]
     distance = (predicted.float() - _log_mel(real, fft_size, hop_length, filters)).abs()
+    return _weighted_mean(distance, weights, _valid_frames(lengths, distance.shape[1], hop_length))
+
+
+def envelope_loss(
+    predicted: Tensor,
+    real: Tensor,
+    sampling_rate: int,
+    lengths: Tensor | None = None,
+    bandwidth_hz: Tensor | None = None,
+    gain_above: float = 0.0,
+    *,
+    hop_length: int,
+) -> Tensor:
+    """Mean absolute difference of two log envelopes; other arguments as `stft_losses`.
+
+    Not in the paper. Bands count as they are heard (`audibility.py`), times the mean gain of their bins.
+
+    Args:
+        predicted: `(batch, spectra, bands)`, natural logarithm of magnitudes.
+        real: The same, as the model's transform has them.
+        sampling_rate: See above, as those before the last.
+        hop_length: Samples between spectra; windows cover four of them.
+    """
+    fft_size, samples = SPECTROGRAM_OVERLAP * hop_length, predicted.shape[1] * hop_length
+    lengths = torch.full((len(real),), samples, device=real.device) if lengths is None else lengths
+    filters = _mel_filters(fft_size, predicted.shape[2], sampling_rate, real.device)
+    weights = _scaled_filters(filters, _gain(real, fft_size, sampling_rate, bandwidth_hz, gain_above))[1]
+    weights = weights * band_weights(len(filters), predicted.shape[2], sampling_rate).to(real.device)
+    distance = (predicted.float() - real.float()).abs()
     return _weighted_mean(distance, weights, _valid_frames(lengths, distance.shape[1], hop_length))
 
 

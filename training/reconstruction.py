@@ -8,10 +8,12 @@ import torch.nn.functional as F
 
 from modeling_jepa_daam import JepaDaamModel
 from modeling_jepa_daam.packing import group_vocabulary_sizes
+from modeling_jepa_daam.transform_path import log_magnitudes
 
+from .codec import transform_rows
 from .config import CodecConfig, DataConfig
 from .data import BatchLoader
-from .losses import spectrogram_loss
+from .losses import envelope_loss, spectrogram_loss
 from .quality import best_constant_mel_distance, mean_quality, reconstruction_quality, token_statistics
 from .run import EVALUATION_SEED, run_recordings
 from .spectrogram_head import SpectrogramHead
@@ -76,7 +78,7 @@ def reconstruct(codec: JepaDaamModel, samples: np.ndarray) -> tuple[np.ndarray, 
 
 
 def spectrogram_distance(codec: JepaDaamModel, head: SpectrogramHead, clips: list[Clip]) -> float:
-    """Mean `spectrogram_loss` of what the head predicts from the clips' digits.
+    """Mean `spectrogram_loss`, or `envelope_loss`, of what the head predicts from the clips' digits.
 
     Args:
         codec: In evaluation mode.
@@ -90,8 +92,14 @@ def spectrogram_distance(codec: JepaDaamModel, head: SpectrogramHead, clips: lis
             quantized = codec.quantizer(latents[None])[0].transpose(1, 2)
             predicted = head(codec.decoder.upsample(quantized, num_stages=head.num_stages)[0])
             real = F.pad(torch.from_numpy(clip.samples), (0, len(latents) * hop - len(clip.samples)))
-            length, bandwidth_hz = torch.tensor([len(clip.samples)]), torch.tensor([clip.bandwidth_hz])
-            distances.append(spectrogram_loss(predicted.cpu(), real[None], rate, length, bandwidth_hz).item())
+            told = rate, torch.tensor([len(clip.samples)]), torch.tensor([clip.bandwidth_hz])
+            if codec.config.harmonic_source:
+                rows = transform_rows(codec, real[None].to(codec.device))[:, : codec.config.transform_bands]
+                envelope = log_magnitudes(rows).transpose(1, 2).cpu()
+                distance = envelope_loss(predicted.cpu(), envelope, *told, hop_length=head.hop_length)
+            else:
+                distance = spectrogram_loss(predicted.cpu(), real[None], *told)
+            distances.append(distance.item())
     return sum(distances) / len(distances)
 
 

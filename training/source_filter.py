@@ -16,16 +16,16 @@ MAX_LOGIT = 6.0
 
 @torch.no_grad()
 def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = None) -> None:
-    """Let the head read magnitudes from mel bands; a voice is harmonics up to 4.5 kHz, and noise above.
+    """Let the head read magnitudes from bands of the envelope; a voice is harmonics up to 4.5 kHz, and noise above.
 
     Args:
         codec: `JepaDaamModel` with a source of harmonics; its head is changed.
-        spectrogram_head: What reads log mel magnitudes from the decoder's features; `None` if these are the transform's
+        spectrogram_head: What reads the envelope from the decoder's features; `None` if these are the transform's
             rows, to begin with.
     """
     head, config = codec.decoder.istft_head, codec.config
     bins = head.fft_size // 2 + 1
-    bands = config.transform_bands if spectrogram_head is None else spectrogram_head.project.out_channels
+    bands = config.transform_bands
     frequency = torch.linspace(0.0, config.sampling_rate / 2, bins)
     filters = torch.from_numpy(mel_filters(bins, bands, config.sampling_rate)).float()  # (bins, bands)
     gains = filters.sum(dim=0).clamp(min=1e-8)
@@ -42,5 +42,5 @@ def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = Non
     if spectrogram_head is not None:
         reads, offset = (cast(Tensor, part).cpu() for part in spectrogram_head.project.parameters())
     head.project.weight.copy_((LOG_SCALE * nearness @ reads.flatten(1))[..., None])
-    head.project.bias.copy_(LOG_MEAN + nearness @ (LOG_SCALE * offset - gains.log()))
+    head.project.bias.copy_(LOG_MEAN + LOG_SCALE * nearness @ offset)
     head.share.copy_(((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ).clamp(-MAX_LOGIT, MAX_LOGIT)[:, None])

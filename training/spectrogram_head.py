@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modeling_jepa_daam.decoder import HifiGanDecoder
 from modeling_jepa_daam.source_filter_head import SourceFilterHead
-from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE
+from modeling_jepa_daam.transform_path import log_magnitudes
 
 MIN_RATE = 50.0  # spectra a second: the fewest that tell one sound of speech from the next
 NUM_BANDS = 160  # fine enough for the first harmonics of a voice
@@ -18,7 +18,7 @@ NUM_BANDS = 160  # fine enough for the first harmonics of a voice
 class SpectrogramHead(nn.Module):
     """Linear prediction of log mel magnitudes from the features of the decoder's first stage of at least 50 Hz.
 
-    Of its last stage, if a source-filter head is to read them there.
+    With a source-filter head, of the bands of the envelope, from the last stage, where that head is to read them.
 
     Args:
         decoder: Whose features it reads.
@@ -30,12 +30,13 @@ class SpectrogramHead(nn.Module):
         super().__init__()
         self.num_stages, self.hop_length = 0, hop_length
         to_the_end = isinstance(decoder.istft_head, SourceFilterHead)
+        num_bands = decoder.transform.num_bands if to_the_end and decoder.transform is not None else NUM_BANDS
         for ratio in decoder.upsampling_ratios:
             if sampling_rate / self.hop_length >= MIN_RATE and not to_the_end:
                 break
             self.num_stages, self.hop_length = self.num_stages + 1, self.hop_length // ratio
         channels = decoder.channels[self.num_stages]
-        self.project = nn.Conv1d(channels, NUM_BANDS, kernel_size=1)
+        self.project = nn.Conv1d(channels, num_bands, kernel_size=1)
         if decoder.transform is not None and decoder.transform_stage == self.num_stages - 1:
             nn.init.dirac_(self.project.weight)  # the first channels are the bands, to begin with
         else:
@@ -43,5 +44,5 @@ class SpectrogramHead(nn.Module):
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Natural logarithm of mel magnitudes, float32."""
-        return LOG_MEAN + LOG_SCALE * self.project(features).float().transpose(1, 2)
+        """Natural logarithm of magnitudes, float32."""
+        return log_magnitudes(self.project(features).float().transpose(1, 2))

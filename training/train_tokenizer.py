@@ -26,6 +26,7 @@ from .data import judge_unreadable
 from .discriminators import Discriminators
 from .losses import (
     discriminator_loss,
+    envelope_loss,
     feature_matching_loss,
     generator_adversarial_loss,
     mel_loss,
@@ -51,6 +52,7 @@ from .run import (
     sum_over_processes,
 )
 from .source_filter import set_source_filter
+from .speaker_teacher import SpeakerTeacher
 from .teacher import WhisperTeacher, semantic_loss
 from .tracking import RunLog, SpeedMeter
 
@@ -90,9 +92,10 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
         prepare_output(config, output, fresh=checkpoint is None)
     accelerator.wait_for_everyone()
 
-    codec, discriminators, teacher = make_models(config)
-    if teacher is not None:
-        teacher.to(accelerator.device)
+    codec, discriminators, teacher, speaker_teacher = make_models(config)
+    for each in (teacher, speaker_teacher):
+        if each is not None:
+            each.to(accelerator.device)
     optimizer, discriminator_optimizer = make_optimizers(config, codec, discriminators)
     model, judges, optimizer, discriminator_optimizer = accelerator.prepare(
         codec, discriminators, optimizer, discriminator_optimizer
@@ -152,6 +155,8 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
                         for waveform in (result.real, result.generated)
                     )
                     losses = reconstruction_losses(result, real, generated, bandwidth_hz, config, rate)
+                    if speaker_teacher is not None:
+                        losses["speaker"] = speaker_teacher(generated, real, rate)
                 norms = {}
                 if adversarial:
                     scores = judges(torch.cat([real, generated.detach()])).scores
@@ -210,8 +215,10 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
     return trained
 
 
-def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators, WhisperTeacher | None]:
-    """The models to train, with weights drawn from the seed or loaded, alike in every process; and the teacher."""
+def make_models(
+    config: CodecConfig,
+) -> tuple[CodecForTraining, Discriminators, WhisperTeacher | None, SpeakerTeacher | None]:
+    """The models to train, with weights drawn from the seed or loaded, alike in every process; and the teachers."""
     torch.manual_seed(config.run.seed)
     model_config = config.model_config()
     if model_config.normalize_latents and config.data.min_segment_s * model_config.frame_rate <= 1.0:
@@ -225,13 +232,18 @@ def make_models(config: CodecConfig) -> tuple[CodecForTraining, Discriminators, 
         teacher = None if config.losses.teacher is None else WhisperTeacher(config.losses.teacher)
     except (OSError, ValueError) as error:
         raise ValueError(f"`losses.teacher`: no Whisper model at {config.losses.teacher}: {error}") from error
+    try:
+        encoder = config.losses.speaker_encoder
+        speaker_teacher = None if encoder is None else SpeakerTeacher(encoder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`losses.speaker_encoder`: no ECAPA-TDNN at {encoder}: {error}") from error
     taught = 0 if teacher is None else teacher.num_features
     optim = config.optim
     training = CodecForTraining(
         codec, optim.freeze_encoder, optim.freeze_transform, optim.spectrogram_steps > 0, taught
     )
     sizes = config.discriminators
-    return training, Discriminators(sizes.periods, sizes.num_scales, sizes.width), teacher
+    return training, Discriminators(sizes.periods, sizes.num_scales, sizes.width), teacher, speaker_teacher
 
 
 def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
@@ -317,6 +329,7 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
         "spectrogram": 1.0,
         "semantic": weights.semantic,
         "pitch": weights.pitch,
+        "speaker": weights.speaker,
         "adversarial": weights.adversarial,
         "feature_matching": weights.feature_matching,
     }
@@ -348,8 +361,12 @@ def halfway_losses(
 ) -> dict[str, Tensor]:
     """Unweighted losses of the warm start: of predicted spectrograms, and of what a teacher would make of them."""
     gain = config.data.gain_above_bandwidth
-    spectral = (result.generated, result.real, sampling_rate, result.lengths, bandwidth_hz, gain)
-    losses = {"spectrogram": spectrogram_loss(*spectral)}
+    told = (sampling_rate, result.lengths, bandwidth_hz, gain)
+    if result.envelope is None:
+        losses = {"spectrogram": spectrogram_loss(result.generated, result.real, *told)}
+    else:
+        hop_length = result.real.shape[1] // result.generated.shape[1]
+        losses = {"spectrogram": envelope_loss(result.generated, result.envelope, *told, hop_length=hop_length)}
     if teacher is not None and result.semantic is not None:
         taught = teacher(result.real, sampling_rate)
         losses["semantic"] = semantic_loss(result.semantic, taught, result.lengths, result.real.shape[1])

@@ -2,10 +2,11 @@
 
     python -m training.transform_code training/configs/small_codec_transform.yaml "data.sources=[train]"
 
-The Karhunen-Loeve transform (principal components) of log mel patches makes coefficients whose variances fall steeply.
-Each latent dimension is a digit of two bits; digits are given, one at a time, to the coefficient whose error they lower
-most, so that large coefficients get three and small ones none. `modeling_jepa_daam/transform_path.py` has the formula.
-The other way, a small network learns the mean of the coefficients given all digits, and the transform goes back.
+The Karhunen-Loeve transform (principal components) of patches of the envelope makes coefficients whose variances fall
+steeply. Each latent dimension is a digit of two bits; digits are given, one at a time, to the coefficient whose error
+they lower most, so that large coefficients get three and small ones none. `modeling_jepa_daam/transform_path.py` has
+the formula. The other way, a small network learns the mean of the coefficients given all digits, and the transform goes
+back.
 
 All else is taken from `model.weights`, but for what would disturb the transform: the Conformer's last layer norm, and
 the decoder's features where the transform joins them, begin at zero.
@@ -16,7 +17,7 @@ bit allocation).
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -35,6 +36,8 @@ from modeling_jepa_daam.pitch import MIDDLE_F0_HZ, MIN_F0_HZ, OCTAVES, PitchTrac
 from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
 from modeling_jepa_daam.transform_path import AnalysisTransform, from_rows, triangle_wave
 
+from .audibility import band_weights
+from .codec import transform_rows
 from .run import ConfigPath, Overrides, make_loader, prepare_output, replacing_model, run_command, seed_randomness
 from .source_filter import set_source_filter
 from .train_tokenizer import CodecConfig, augment
@@ -94,42 +97,52 @@ def allocate_digits(variances: Sequence[float], errors: Sequence[float], num_dig
     return digits
 
 
-class Patches(NamedTuple):
+class Voices(NamedTuple):
     """Frames of training speech, one an entry."""
 
-    mel: Tensor
-    """`(patches, bands, spectra)`, log mel magnitudes as the transform scales them."""
-    power: Tensor | None = None
-    """`(patches, bins, spectra)`, what the tracker hears, if there is one."""
-    octaves: Tensor | None = None
-    """`(patches, spectra)`, pitch above 150 Hz where there is a voice, else NaN."""
+    power: Tensor
+    """`(frames, bins, spectra)`."""
+    octaves: Tensor
+    """`(frames, spectra)`, pitch above 150 Hz where there is a voice, else NaN."""
 
 
-def collect_patches(config: CodecConfig, codec: Codec, num_batches: int) -> Patches:
-    """Patches of augmented training speech."""
-    accelerator = Accelerator(cpu=True)
-    output = Path(config.run.output)
-    prepare_output(config, output, fresh=True)
-    rate, hop = codec.config.sampling_rate, codec.config.hop_length
-    batches = iter(make_loader(config, accelerator, rate, held_out=False))
-    transform, patches = codec.encoder.transform, []
-    size = transform.project.kernel_size[0]
-    teacher = None if transform.tracker is None else PitchTeacher(rate, hop // size)
-    for step in range(num_batches):
-        batch = next(batches)
+def training_audio(config: CodecConfig, codec: Codec, num_batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of augmented training speech, always the same: waveforms `(batch, samples)` of whole frames, and which
+    frames `(batch, frames)` hold speech to their end."""
+    hop = codec.config.hop_length
+    loader = make_loader(config, Accelerator(cpu=True), codec.config.sampling_rate, held_out=False)
+    for step, batch in enumerate(loader.take(num_batches)):
         generator = seed_randomness(config.run.seed, step, 0, 0)
         samples, lengths, _ = augment(batch.samples, batch.lengths, batch.bandwidth_hz, config, generator)
         padded = F.pad(samples, (0, -samples.shape[-1] % hop))
-        whole = torch.arange(padded.shape[-1] // hop) < (lengths // hop)[:, None]
-        with torch.no_grad():
-            power = codec.encoder.stft_front_end.power(padded[:, None])
-            parts = [transform.log_mel(power)]
-        if teacher is not None:
-            octaves = torch.stack([teacher(one) for one in padded])
-            parts += [power[:, : transform.tracker.num_bins], octaves[:, None]]
-        patches.append([part.unflatten(2, (-1, size)).transpose(1, 2)[whole] for part in parts])
-    mel, *rest = (torch.cat(part) for part in zip(*patches, strict=True))
-    return Patches(mel, rest[0], rest[1][:, 0]) if rest else Patches(mel)
+        yield padded, torch.arange(padded.shape[-1] // hop) < (lengths // hop)[:, None]
+
+
+def of_frames(values: Tensor, whole: Tensor) -> Tensor:
+    """`(batch, rows, spectra)` cut into frames, of which the whole ones stay: `(frames, rows, spectra of a frame)`."""
+    return values.unflatten(2, (whole.shape[1], -1)).transpose(1, 2)[whole]
+
+
+@torch.no_grad()
+def collect_pitch(config: CodecConfig, codec: Codec, num_batches: int) -> Voices:
+    """What the tracker hears of training speech, and what its teacher does."""
+    encoder, voices = codec.encoder, []
+    teacher = PitchTeacher(codec.config.sampling_rate, encoder.stft_front_end.hop_length)
+    for samples, whole in training_audio(config, codec, num_batches):
+        power = encoder.stft_front_end.power(samples[:, None])[:, : encoder.transform.tracker.num_bins]
+        octaves = torch.stack([teacher(one) for one in samples])
+        voices.append((of_frames(power, whole), of_frames(octaves[:, None], whole)[:, 0]))
+    return Voices(*(torch.cat(part) for part in zip(*voices, strict=True)))
+
+
+def collect_patches(config: CodecConfig, codec: Codec, num_batches: int) -> Tensor:
+    """Patches of the transform's rows, of training speech: `(patches, rows, spectra)`."""
+    return torch.cat(
+        [
+            of_frames(transform_rows(codec, samples), whole)
+            for samples, whole in training_audio(config, codec, num_batches)
+        ]
+    )
 
 
 class PitchTeacher:
@@ -159,24 +172,22 @@ class PitchTeacher:
         return torch.from_numpy(np.interp(times, track.timestamps, octaves).astype(np.float32))
 
 
-def teach_tracker(tracker: PitchTracker, patches: Patches, steps: int) -> tuple[float, float]:
+def teach_tracker(tracker: PitchTracker, voices: Voices, steps: int) -> tuple[float, float]:
     """Teach the tracker what the teacher heard.
 
     Returns:
         Median error (cents) where both hear a voice, and share of spectra where only one does.
     """
-    assert patches.power is not None
-    assert patches.octaves is not None
-    classes = class_octaves(patches.octaves)
+    classes = class_octaves(voices.octaves)
     spacing = classes[1] - classes[0]
     optimizer = torch.optim.AdamW(tracker.parameters(), lr=TRACKER_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        rows = torch.randint(len(patches.power), (TRACKER_BATCH_SIZE,), generator=generator)
-        wanted = patches.octaves[rows]
+        rows = torch.randint(len(voices.power), (TRACKER_BATCH_SIZE,), generator=generator)
+        wanted = voices.octaves[rows]
         voiced = ~wanted.isnan()
-        logits, voicing = tracker.scores(patches.power[rows])
+        logits, voicing = tracker.scores(voices.power[rows])
         # Two classes share a pitch between them, by how near each is.
         shares = (1.0 - (classes[:, None] - wanted.nan_to_num()[:, None]).abs() / spacing).clamp(min=0.0)
         spread = -(shares * logits.log_softmax(dim=1)).sum(dim=1)
@@ -186,8 +197,8 @@ def teach_tracker(tracker: PitchTracker, patches: Patches, steps: int) -> tuple[
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        octaves, heard = (torch.cat(parts) for parts in zip(*map(tracker, patches.power.split(1024)), strict=True))
-    return pitch_errors(octaves, heard, patches.octaves)
+        octaves, heard = (torch.cat(parts) for parts in zip(*map(tracker, voices.power.split(1024)), strict=True))
+    return pitch_errors(octaves, heard, voices.octaves)
 
 
 def pitch_errors(octaves: Tensor, voiced: Tensor, wanted: Tensor) -> tuple[float, float]:
@@ -213,9 +224,11 @@ def set_analysis(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor, list[in
         patches: `(patches, bands, spectra)`.
 
     Returns:
-        Mean patch and basis `(coefficients, bands, spectra)` of the coefficients that have digits, and their digits.
+        Mean patch and basis `(coefficients, rows, spectra)` of the coefficients that have digits, and their digits.
+        Coefficients are of rows that have been multiplied by `row_weights`.
     """
-    flat = patches.flatten(1)
+    weights = row_weights(codec)
+    flat = (patches * weights).flatten(1)
     mean = flat.mean(dim=0)
     covariance = torch.zeros(flat.shape[1], flat.shape[1], dtype=torch.float64)
     for part in flat.split(4096):
@@ -233,7 +246,7 @@ def set_analysis(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor, list[in
     for vector, variance, count in zip(basis, variances, digits, strict=True):
         scaled = vector / (variance.sqrt() * (BOUND if count > 1 else SINGLE_BOUND))
         for digit in range(count):
-            transform.project.weight[dimension] = scaled.view(patches.shape[1:])
+            transform.project.weight[dimension] = scaled.view(patches.shape[1:]) * weights
             transform.project.bias[dimension] = -(scaled @ mean)
             transform.gain[dimension] = float(LEVELS**digit)
             transform.offset[dimension] = -float(digit > 0)
@@ -242,17 +255,15 @@ def set_analysis(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor, list[in
     codec.quantizer.running_mean.copy_(latents.mean(dim=0))
     codec.quantizer.running_var.copy_(latents.var(dim=0))
     kept = sum(count > 0 for count in digits)
-    return mean.view(patches.shape[1:]), basis[:kept].view(kept, *patches.shape[1:]), digits
+    return patches.mean(dim=0), basis[:kept].view(kept, *patches.shape[1:]), digits
 
 
-@torch.no_grad()
-def add_pitch_rows(codec: Codec, patches: Patches) -> Tensor:
-    """Patches with the rows that the tracker adds: `(patches, rows, spectra)`."""
-    assert patches.power is not None
-    transform = codec.encoder.transform
-    rows = [transform.pitch_rows(part.transpose(0, 1).flatten(1)[None]) for part in patches.power.split(1024)]
-    pitch = torch.cat(rows, dim=2)[0].unflatten(1, (len(patches.mel), -1)).transpose(0, 1)
-    return torch.cat([patches.mel, pitch], dim=1)
+def row_weights(codec: Codec) -> Tensor:
+    """How much errors of each row count, `(rows, 1)`: of bands as they are heard, of pitch as it is scaled."""
+    config = codec.config
+    bins = codec.encoder.stft_front_end.fft_size // 2 + 1
+    bands = band_weights(bins, config.transform_bands, config.sampling_rate)
+    return torch.cat([bands, torch.ones(config.transform_rows - config.transform_bands)])[:, None]
 
 
 @torch.no_grad()
@@ -274,7 +285,7 @@ def set_synthesis(codec: Codec, patches: Tensor, mean: Tensor, basis: Tensor, di
     """Learn coefficients from digits, and set the transform back.
 
     Returns:
-        Share of the patches' variance that is lost.
+        Share of the patches' variance that is lost, of rows with their weights.
     """
     synthesis = codec.decoder.transform
     kept, bands = basis.shape[:2]
@@ -282,19 +293,20 @@ def set_synthesis(codec: Codec, patches: Tensor, mean: Tensor, basis: Tensor, di
         raise ValueError("no dimension is left for the mean patch: every coefficient has one digit")
     with torch.no_grad():
         values = codec.quantizer.eval()(latents_of(codec, patches)[None])[0][0]
-        wanted = (patches - mean).flatten(1) @ basis.flatten(1).T
+        weights = row_weights(codec)
+        wanted = ((patches - mean) * weights).flatten(1) @ basis.flatten(1).T
         scale = wanted.std(dim=0)
         synthesis.patches.weight.zero_()
         synthesis.patches.bias.zero_()
-        synthesis.patches.weight[:kept, :bands] = basis * scale[:, None, None]
+        synthesis.patches.weight[:kept, :bands] = basis * scale[:, None, None] / weights
         synthesis.patches.weight[kept, :bands] = mean  # of a coefficient that is always 1
     learn_coefficients(synthesis, values, wanted / scale, digits[:kept], steps)
     with torch.no_grad():
         synthesis.reduce.bias[kept] = 1.0
         lost = total = 0.0
         for part, value in zip(patches.split(4096), values.split(4096), strict=True):
-            lost += (part - synthesis(value[..., None])[:, :bands]).square().sum().item()
-            total += (part - mean).square().sum().item()
+            lost += (weights * (part - synthesis(value[..., None])[:, :bands])).square().sum().item()
+            total += (weights * (part - mean)).square().sum().item()
     return lost / total
 
 
@@ -394,23 +406,21 @@ def main(config: CodecConfig, num_batches: int = 400, steps: int = 3000, tracker
     codec = JepaDaamModel(model_config)
     if config.model.weights is not None:
         take_weights(codec, config.model.weights)
-    collected = collect_patches(config, codec, num_batches)
-    patches = collected.mel
-    typer.echo(f"{len(patches)} patches of {patches.shape[1]} bands and {patches.shape[2]} spectra")
+    prepare_output(config, output, fresh=True)
     told: dict[str, Any] = {}
     tracker = cast(AnalysisTransform, codec.encoder.transform).tracker
     if tracker is not None:
-        told["tracker_cents"], told["tracker_voicing_error"] = teach_tracker(tracker, collected, tracker_steps)
+        voices = collect_pitch(config, codec, num_batches)
+        told["tracker_cents"], told["tracker_voicing_error"] = teach_tracker(tracker, voices, tracker_steps)
         typer.echo(f"pitch tracker against its teacher: {told}")
-        patches = add_pitch_rows(codec, collected)
         set_source_filter(codec)
+    patches = collect_patches(config, codec, num_batches)
+    typer.echo(f"{len(patches)} patches of {patches.shape[1]} rows and {patches.shape[2]} spectra")
     mean, basis, digits = set_analysis(codec, patches)
     lost = set_synthesis(codec, patches, mean, basis, digits, steps)
     typer.echo(f"variance that is lost: {lost:.4f}")
-    if collected.octaves is not None:
-        told["coded_cents"], told["coded_voicing_error"] = pitch_errors(
-            *decoded_pitch(codec, patches), collected.octaves
-        )
+    if tracker is not None:
+        told["coded_cents"], told["coded_voicing_error"] = pitch_errors(*decoded_pitch(codec, patches), voices.octaves)
         typer.echo(f"pitch from digits against the teacher: {told}")
     silence_the_rest(codec)
     frames_per_hour = 3600 * model_config.frame_rate

@@ -17,9 +17,9 @@ from .istft_head import OVERLAP
 from .pitch import PitchTracker, finest_dtype, pitch_hz
 
 SILENCE = 5e-3  # a bin's magnitude below which nothing is told apart: rooms' noise would take bits from speech
-LOG_MEAN, LOG_SCALE = -1.5, 2.0  # of natural-log magnitudes of speech
+LOG_MEAN, LOG_SCALE = -2.5, 2.0  # of natural-log magnitudes of speech
 MIN_WIDTH_HZ = 100.0  # over which a spectrum is smoothed, whatever the pitch
-PITCH_SCALE, VOICING_SCALE = 8.0, 3.0  # of octaves and of a probability, beside log magnitudes of variance 1
+PITCH_SCALE, VOICING_SCALE = 16.0, 1.5  # of octaves and of a probability, beside log magnitudes of variance 1
 VOICING_SLOPE = 16.0  # of a voice's amplitude over the probability of one, at 0.5
 EXPANSION = 8  # of the layers that put digits together again: about a unit for each value of each coefficient
 

@@ -191,6 +191,14 @@ def test_what_fails_is_listed_and_the_rest_is_done(recordings, checkpoint, tmp_p
     assert len(told["tokens"]["ours"]["read"]["digit_entropy_bits_by_place"]) == len(levels)
 
 
+def test_originals_need_not_be_judged(recordings, tmp_path):
+    arguments = [str(recordings), "--system", "late=shifted:9", "--judges", "", "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(jepa_audio, ["evaluate", *arguments, "--jobs", "1", "--no-original"])
+    assert done.exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["late"]
+    assert "| late |" in (tmp_path / "out" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

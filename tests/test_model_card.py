@@ -222,6 +222,19 @@ def test_a_computed_code_is_no_training(checkpoint, runs, tmp_path):
     assert sorted(path.name for path in (checkpoint / "logs").iterdir()) == ["one.csv", "two.csv"]
 
 
+def test_teachers_are_told(checkpoint, runs, tmp_path):
+    taught = shutil.copytree(runs[1], tmp_path / "taught")
+    settings = yaml.safe_load((taught / "config.yaml").read_text())
+    settings["losses"] |= {"speaker": 1.0, "speaker_encoder": "/secret/ecapa"}
+    (taught / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert (describe_run(runs[0], "M", 2)["teachers"], describe_run(runs[1], "M", 2)["teachers"]) == ([], [])
+    model_card.collect_command([*runs, taught], output=checkpoint / "training.json", machine="M")
+    text = card_of(checkpoint)
+    assert text.count("was a teacher, in training only.") == 1
+    assert "SpeechBrain's ECAPA-TDNN was a teacher, in training only. (Speaker similarity," in text
+    assert "speaker_encoder: ecapa" in text
+
+
 def test_what_is_missing_is_left_out(checkpoint):
     text = card_of(checkpoint)
     assert re.findall("^## (.+)", text, re.MULTILINE) == ["Use", "Limits", "Bias and misuse", "Licence and citation"]
@@ -307,6 +320,29 @@ def test_results_of_more_folders_are_joined(checkpoint, tmp_path):
     }
     with pytest.raises(ValueError, match="read_en in .* is in another folder, too"):
         model_card.evaluation_command(checkpoint, [results[0], results[0]])
+
+
+def test_rivals_need_not_be_measured_again(whole, tmp_path, monkeypatch):
+    earlier = json.loads((whole / "evaluation.json").read_text())
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    monkeypatch.setattr(f"{__name__}.SYSTEMS", {"small": ("jepa:{checkpoint}", 0.9, 0.2)})
+    result = write_result(tmp_path / "ours", whole)
+    model_card.evaluation_command(whole, [result], tmp_path / "earlier.json")
+    found = json.loads((whole / "evaluation.json").read_text())
+    for each, systems in earlier["sets"].items():
+        assert found["sets"][each].keys() == systems.keys()
+        assert found["sets"][each]["dred"] == systems["dred"]
+        assert found["sets"][each]["original"] == systems["original"]
+        assert found["sets"][each]["some-model"]["stoi"]["value"] == pytest.approx(0.8975)
+    assert found["runs"] == earlier["runs"]
+    assert "Originals and rivals were judged beside earlier weights" in card_of(whole)
+    other = write_result(tmp_path / "fewer", whole, {"read_en": "librispeech"})
+    with pytest.raises(ValueError, match="`rivals`: of other clips"):
+        model_card.evaluation_command(whole, [other], tmp_path / "earlier.json")
+    earlier["runs"][0]["versions"] = {"torch": "1"}
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    with pytest.raises(ValueError, match="`rivals`: judged by"):
+        model_card.evaluation_command(whole, [result], tmp_path / "earlier.json")
 
 
 def test_the_bars_are_computed(whole):

@@ -128,7 +128,7 @@ def test_it_is_computed_from_speech_and_training_starts_from_it(librilight, tmp_
     codec.eval()
     values = codec.quantizer(codec.encoder(waveform))[0].transpose(1, 2)
     features = codec.decoder.upsample(values, num_stages=2)[0][:, :20]
-    rows = codec.encoder.transform.rows(codec.encoder.stft_front_end.power(waveform))
+    rows = codec.encoder.transform.rows(codec.encoder.stft_front_end.power(waveform))[:, :20]
     assert (features - rows).abs().mean() < 0.5 * (rows - rows.mean()).abs().mean()
 
 

@@ -410,6 +410,7 @@ def command(
     sets: Annotated[str, typer.Option(help="Sets to take, with commas; all if empty.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Processes, one thread each.")] = CORES,
     keep_audio: Annotated[bool, typer.Option(help="Write the reconstructions.")] = False,
+    original: Annotated[bool, typer.Option(help="Judge the originals, too.")] = True,
 ) -> None:
     """Judge codecs on recordings: quality, bit rate and tokens. Started again, it goes on where it was."""
     try:
@@ -421,6 +422,8 @@ def command(
         for missing in not_measured:
             typer.echo(f"not measured: {missing}", err=True)
         systems = named_systems(system)
+        if not original:
+            del systems[ORIGINAL]
         clips, failures = evaluate_systems(chosen, systems, output, judging, jobs, keep_audio)
     except ValueError as error:
         typer.echo(f"error: {error}", err=True)

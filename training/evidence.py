@@ -28,6 +28,7 @@ WEIGHTS = "model.safetensors"
 TREES = ("hub_configs", "training", "tests", "runs")  # folders that others have, too
 SPEED = ("speed/batches_per_s", "speed/audio_hours_per_hour")
 SIGNIFICANT_DIGITS = 6  # of logs
+TEACHERS = {"Whisper's encoder": "teacher", "SpeechBrain's ECAPA-TDNN": "speaker_encoder"}  # keys of `losses`
 
 
 def portable_path(path: str) -> str:
@@ -116,6 +117,7 @@ def describe_run(folder: Path, machine: str, cores: int, environment: str = "", 
         "steps": steps[-1]["step"],
         "hours_of_audio": hours,
         "minutes": seconds / 60,
+        "teachers": [name for name, key in TEACHERS.items() if settings.get("losses", {}).get(key) is not None],
         "loss": {key.removeprefix("loss/"): value for key, value in steps[-1].items() if key.startswith("loss/")},
         "evaluations": evaluations,
     }
@@ -133,7 +135,7 @@ def write_log(folder: Path, path: Path) -> Path:
     return path
 
 
-def describe_evaluations(folder: Path, results: Sequence[Path]) -> dict[str, Any]:
+def describe_evaluations(folder: Path, results: Sequence[Path], rivals: Path | None = None) -> dict[str, Any]:
     """What `training.evaluate_tokenizer` found of a checkpoint and of rivals, in one or more of its folders.
 
     The checkpoint bears the name of its folder; other checkpoints are left out.
@@ -141,6 +143,7 @@ def describe_evaluations(folder: Path, results: Sequence[Path]) -> dict[str, Any
     Args:
         folder: Of the checkpoint that ships.
         results: Folders with `summary.json`, and a folder a system; each of other sets.
+        rivals: What this function said of earlier weights, to take other systems' figures from.
 
     Returns:
         `weights_sha256`, `name`, `runs` (`command`, `versions` and `failures` of each folder), `systems` (spec by
@@ -188,7 +191,32 @@ def describe_evaluations(folder: Path, results: Sequence[Path]) -> dict[str, Any
                 "failures": len(summary["failures"]),
             }
         )
-    return told
+    return told if rivals is None else with_rivals(told, json.loads(rivals.read_text()))
+
+
+def with_rivals(told: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """What `describe_evaluations` says of our weights, with the figures that it had of others beside earlier weights.
+
+    Raises:
+        ValueError: If the two are of other sets, clips or versions of the judges, or a clip of ours failed.
+    """
+    if any(run["failures"] for run in told["runs"]):
+        raise ValueError("`results`: some clips failed")
+    if told["extent"] != earlier["extent"]:
+        raise ValueError(f"`rivals`: of other clips: {earlier['extent']}, and not {told['extent']}")
+    versions = [{json.dumps(run["versions"], sort_keys=True) for run in each["runs"]} for each in (told, earlier)]
+    if versions[0] != versions[1]:
+        raise ValueError(f"`rivals`: judged by {versions[1]}, and not by {versions[0]}")
+    others = {
+        each: {name: figures for name, figures in systems.items() if name not in (earlier["name"], told["name"])}
+        for each, systems in earlier["sets"].items()
+    }
+    return told | {
+        "rivals_kept": True,
+        "runs": earlier["runs"],  # whose commands measure them all
+        "systems": earlier["systems"] | told["systems"],
+        "sets": {each: others[each] | systems for each, systems in told["sets"].items()},
+    }
 
 
 def _is_checkpoint_of(spec: str, weights: str) -> bool:

@@ -383,9 +383,12 @@ def collect_command(
 def evaluation_command(
     folder: Checkpoint,
     results: Annotated[list[Path], typer.Argument(help="Folders that training.evaluate_tokenizer wrote.")],
+    rivals: Annotated[
+        Path | None, typer.Option(help="evaluation.json of earlier weights, to take other systems' figures from.")
+    ] = None,
 ) -> None:
     """Take over what evaluations, `training.robustness` and `training.codec_speed` in these folders found."""
-    typer.echo(f"figures: {write_json(folder / 'evaluation.json', describe_evaluations(folder, results))}")
+    typer.echo(f"figures: {write_json(folder / 'evaluation.json', describe_evaluations(folder, results, rivals))}")
     for name, describe in (("robustness.json", describe_robustness), ("speed.json", describe_speed)):
         measured = [result / name for result in results if (result / name).is_file()]
         if len(measured) > 1:

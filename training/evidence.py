@@ -28,6 +28,7 @@ WEIGHTS = "model.safetensors"
 TREES = ("hub_configs", "training", "tests", "runs")  # folders that others have, too
 SPEED = ("speed/batches_per_s", "speed/audio_hours_per_hour")
 SIGNIFICANT_DIGITS = 6  # of logs
+BLEND = "blend.json"  # what `training.blend` made a codec of
 TEACHERS = {"Whisper's encoder": "teacher", "SpeechBrain's ECAPA-TDNN": "speaker_encoder"}  # keys of `losses`
 
 
@@ -59,7 +60,7 @@ def this_machine() -> str:
 
 def describe_run(folder: Path, machine: str, cores: int, environment: str = "", processes: int = 1) -> dict[str, Any]:
     """What a run of either stage was, from its `config.yaml` and its `metrics.jsonl`; or a computation of a transform
-    code, from what it found.
+    code, from what it found; or a blend of two codecs.
 
     Time and hours of audio are those of training steps, by the run's own measure of its speed; evaluations, starts and
     steps that were done again after an interruption are not in them.
@@ -74,6 +75,8 @@ def describe_run(folder: Path, machine: str, cores: int, environment: str = "", 
     Raises:
         ValueError: If the folder has no run, or the run has no step.
     """
+    if (folder / BLEND).is_file():
+        return describe_blend(folder, machine, cores)
     code = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).is_file() else None
     for name in ("config.yaml", "metrics.jsonl") if code is None else ("config.yaml",):
         if not (folder / name).is_file():
@@ -121,6 +124,14 @@ def describe_run(folder: Path, machine: str, cores: int, environment: str = "", 
         "loss": {key.removeprefix("loss/"): value for key, value in steps[-1].items() if key.startswith("loss/")},
         "evaluations": evaluations,
     }
+
+
+def describe_blend(folder: Path, machine: str, cores: int) -> dict[str, Any]:
+    """What `training.blend` wrote into a folder, as `describe_run` says it; it took no training."""
+    parts = json.loads((folder / BLEND).read_text())
+    words = [parts["first"], parts["second"], str(parts["share"]), f"runs/{folder.name}"]
+    told = {"stage": 2, "name": folder.name, "blend": parts, "command": f"python -m training.blend {' '.join(words)}"}
+    return told | {"start": parts["first"], "machine": machine, "cores": cores, "minutes": 0.0, "hours_of_audio": 0.0}
 
 
 def write_log(folder: Path, path: Path) -> Path:

@@ -372,7 +372,7 @@ def collect_command(
     machine = machine or this_machine()
     told = [describe_run(run, machine, cores, environment, count) for run, count in zip(runs, counts, strict=True)]
     for run, entry in zip(runs, told, strict=True):
-        if "code" in entry:  # it has no steps, and so no log
+        if "code" in entry or "blend" in entry:  # it has no steps, and so no log
             continue
         log = write_log(run, output.parent / "logs" / f"{entry['name']}.csv")
         entry["log_file"] = log.relative_to(output.parent).as_posix()

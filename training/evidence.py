@@ -213,7 +213,7 @@ def with_rivals(told: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]
     """
     if any(run["failures"] for run in told["runs"]):
         raise ValueError("`results`: some clips failed")
-    if told["extent"] != earlier["extent"]:
+    if _rounded(told["extent"]) != _rounded(earlier["extent"]):
         raise ValueError(f"`rivals`: of other clips: {earlier['extent']}, and not {told['extent']}")
     versions = [{json.dumps(run["versions"], sort_keys=True) for run in each["runs"]} for each in (told, earlier)]
     if versions[0] != versions[1]:
@@ -226,7 +226,7 @@ def with_rivals(told: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]
         "rivals_kept": True,
         "runs": earlier["runs"],  # whose commands measure them all
         "systems": earlier["systems"] | told["systems"],
-        "sets": {each: others[each] | systems for each, systems in told["sets"].items()},
+        "sets": {each: systems | told["sets"][each] for each, systems in others.items()},
     }
 
 
@@ -258,6 +258,11 @@ def _extents(path: Path) -> dict[str, Any]:
         }
         for each, rows in grouped(clips, "set").items()
     }
+
+
+def _rounded(extents: dict[str, Any]) -> dict[str, Any]:
+    # Clips were added up in the order in which they were done.
+    return {each: extent | {"minutes": round(extent["minutes"], 6)} for each, extent in extents.items()}
 
 
 def describe_robustness(folder: Path, result: Path) -> dict[str, Any]:

@@ -274,11 +274,10 @@ def spectrogram_loss(
     real = real.float()
     hop_length = real.shape[-1] // predicted.shape[1]
     fft_size = SPECTROGRAM_OVERLAP * hop_length
-    lengths = torch.full((len(real),), real.shape[-1], device=real.device) if lengths is None else lengths
     filters = _mel_filters(fft_size, predicted.shape[2], sampling_rate, real.device)
-    weights = _scaled_filters(filters, _gain(real, fft_size, sampling_rate, bandwidth_hz, gain_above))[1]
-    distance = (predicted.float() - _log_mel(real, fft_size, hop_length, filters)).abs()
-    return _weighted_mean(distance, weights, _valid_frames(lengths, distance.shape[1], hop_length))
+    target = _log_mel(real, fft_size, hop_length, filters)
+    lengths = torch.full((len(real),), real.shape[-1], device=real.device) if lengths is None else lengths
+    return _band_distance(predicted, target, sampling_rate, lengths, bandwidth_hz, gain_above, hop_length)
 
 
 def envelope_loss(
@@ -301,13 +300,29 @@ def envelope_loss(
         sampling_rate: See above, as those before the last.
         hop_length: Samples between spectra; windows cover four of them.
     """
-    fft_size, samples = SPECTROGRAM_OVERLAP * hop_length, predicted.shape[1] * hop_length
-    lengths = torch.full((len(real),), samples, device=real.device) if lengths is None else lengths
-    filters = _mel_filters(fft_size, predicted.shape[2], sampling_rate, real.device)
-    weights = _scaled_filters(filters, _gain(real, fft_size, sampling_rate, bandwidth_hz, gain_above))[1]
-    weights = weights * band_weights(len(filters), predicted.shape[2], sampling_rate).to(real.device)
-    distance = (predicted.float() - real.float()).abs()
-    return _weighted_mean(distance, weights, _valid_frames(lengths, distance.shape[1], hop_length))
+    if lengths is None:
+        lengths = torch.full((len(real),), predicted.shape[1] * hop_length, device=real.device)
+    bins = SPECTROGRAM_OVERLAP * hop_length // 2 + 1
+    heard = band_weights(bins, predicted.shape[2], sampling_rate).to(real.device)
+    return _band_distance(predicted, real, sampling_rate, lengths, bandwidth_hz, gain_above, hop_length, heard)
+
+
+def _band_distance(
+    predicted: Tensor,
+    target: Tensor,
+    sampling_rate: int,
+    lengths: Tensor,
+    bandwidth_hz: Tensor | None,
+    gain_above: float,
+    hop_length: int,
+    band_weight: Tensor | float = 1.0,
+) -> Tensor:
+    """Mean absolute difference of `(batch, spectra, bands)`; a band counts `band_weight` times its bins' mean gain."""
+    fft_size = SPECTROGRAM_OVERLAP * hop_length
+    filters = _mel_filters(fft_size, predicted.shape[2], sampling_rate, target.device)
+    weights = _scaled_filters(filters, _gain(target, fft_size, sampling_rate, bandwidth_hz, gain_above))[1]
+    distance = (predicted.float() - target.float()).abs()
+    return _weighted_mean(distance, weights * band_weight, _valid_frames(lengths, distance.shape[1], hop_length))
 
 
 def log_mel(waveform: Tensor, sampling_rate: int, fft_size: int, hop_length: int, num_bands: int) -> Tensor:

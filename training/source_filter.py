@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, mel_filters
+from modeling_jepa_daam.transform_path import LOG_SCALE, log_magnitudes, mel_filters
 
 from .spectrogram_head import SpectrogramHead
 
@@ -42,5 +42,5 @@ def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = Non
     if spectrogram_head is not None:
         reads, offset = (cast(Tensor, part).cpu() for part in spectrogram_head.project.parameters())
     head.project.weight.copy_((LOG_SCALE * nearness @ reads.flatten(1))[..., None])
-    head.project.bias.copy_(LOG_MEAN + LOG_SCALE * nearness @ offset)
+    head.project.bias.copy_(log_magnitudes(nearness @ offset))
     head.share.copy_(((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ).clamp(-MAX_LOGIT, MAX_LOGIT)[:, None])

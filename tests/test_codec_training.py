@@ -5,7 +5,7 @@ from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from tests.conftest import TINY
 from tests.test_decoder import shorter
 from training.codec import CodecForTraining
-from training.losses import log_mel, spectrogram_loss
+from training.losses import envelope_loss, log_mel, spectrogram_loss
 from training.spectrogram_head import SpectrogramHead
 
 HOP = 60
@@ -162,3 +162,19 @@ def test_the_spectrogram_loss_of_the_right_spectrogram_is_zero():
     spoiled[1, 5:] += 9.0  # after the second clip's end
     assert spectrogram_loss(spoiled, real, 24000, lengths, bandwidth_hz) == 0.0
     torch.testing.assert_close(spectrogram_loss(spectra + 0.5, real, 24000, lengths), torch.tensor(0.5))
+
+
+def test_the_envelope_loss_counts_what_is_heard():
+    real = torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(0))
+    told = {"sampling_rate": 24000, "hop_length": 320}
+    lengths, bandwidth_hz = torch.tensor([3840, 1920]), torch.tensor([12000.0, 8000.0])
+    torch.testing.assert_close(envelope_loss(real + 0.5, real, lengths=lengths, **told), torch.tensor(0.5))
+    spoiled = real.clone()
+    spoiled[1, 6:] = 9.0  # after its end
+    spoiled[1, :, -3:] = 9.0  # above its bandwidth
+    assert envelope_loss(spoiled, real, lengths=lengths, bandwidth_hz=bandwidth_hz, **told) == 0.0
+    assert envelope_loss(spoiled, real, **told) > 0.1
+    low, high = real.clone(), real.clone()
+    low[:, :, 10] += 1.0
+    high[:, :, -2] += 1.0
+    assert envelope_loss(low, real, **told) > 5.0 * envelope_loss(high, real, **told)

@@ -122,15 +122,29 @@ class HifiGanDecoder(nn.Module):
             `(batch, 1, (frames - context) * hop_length)`, in [-1, 1].
         """
         x, mask, (left, right) = self.upsample(latents, frame_mask, context)
-        sources = None
-        if isinstance(self.istft_head, SourceFilterHead):
-            assert self.transform is not None
-            # Nothing is to be learned through phases: the pitch has a loss of its own, in training/codec.py.
-            pitch, voiced = (track.detach() for track in self.transform.pitch(latents))
-            start = context[0] * pitch.shape[2] - left
-            whole = self.istft_head.spectra(pitch, voiced, latents, frame_mask)
-            sources = Sources(*(part[..., start : start + x.shape[-1]] for part in whole))
+        sources = self.sources(latents, frame_mask, context[0], left, x.shape[-1])
         return self.synthesize(x, mask, (left, right), sources)
+
+    def sources(
+        self, latents: Tensor, frame_mask: Tensor | None, context: int, left: int, length: int
+    ) -> Sources | None:
+        """What the head is to shape, if it shapes sources, beside the features that `upsample` made of the latents.
+
+        Args:
+            latents: `(batch, hidden_size, frames)`, context frames included.
+            frame_mask: `(batch, frames)`, bool, valid frames; `None` if all are.
+            context: Frames of context at the left.
+            left: How much of that the features have.
+            length: Of the features.
+        """
+        if not isinstance(self.istft_head, SourceFilterHead):
+            return None
+        assert self.transform is not None
+        # Nothing is to be learned through phases: the pitch has a loss of its own, in training/codec.py.
+        pitch, voiced = (track.detach() for track in self.transform.pitch(latents))
+        start = context * pitch.shape[2] - left
+        whole = self.istft_head.spectra(pitch, voiced, latents, frame_mask)
+        return Sources(*(part[..., start : start + length] for part in whole))
 
     def upsample(
         self,

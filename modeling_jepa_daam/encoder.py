@@ -127,7 +127,17 @@ class JepaDaamEncoder(nn.Module):
         """
         if self.transform is None:
             return self.mix_frames(self.extract_frames(input_values, frame_mask), frame_mask)
+        return self.forward_with_rows(input_values, frame_mask)[0]
+
+    def forward_with_rows(self, input_values: Tensor, frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` makes with a transform, and the rows that the transform cuts patches from, for training.
+
+        Returns:
+            Latents, `(batch, frames, hidden_size)`, and `(batch, rows, spectra)`.
+        """
+        assert self.transform is not None
         heard = zero_padding(input_values, stretch_mask(frame_mask, self.config.hop_length))
         power = self.stft_front_end.power(heard)  # which both ways read
         frames = self._convolve(self.stft_front_end.features(power), frame_mask)
-        return self.transform(power, self.mix_frames(frames, frame_mask))
+        rows = self.transform.rows(power)
+        return self.transform.latents(rows, self.mix_frames(frames, frame_mask)), rows

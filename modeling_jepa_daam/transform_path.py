@@ -96,8 +96,8 @@ class AnalysisTransform(nn.Module):
 
     Deviation: not in the paper. Classic codecs transform blocks of signal linearly and spend bits where the variance
     is. A latent dimension has two bits, and the largest coefficients of a patch deserve six: as `triangle_wave(gain *
-    tanh(u) + offset)`, several dimensions can be digits of one coefficient, coarse with gain 1, fine with 4 and 16. The
-    wave makes them a reflected code: at the border of a coarse cell its fine digits do not jump.
+    tanh(u) + offset)`, several dimensions can be digits of one coefficient, coarse with gain 1, fine with 4 and 16.
+    The wave makes them a reflected code: at the border of a coarse cell its fine digits do not jump.
 
     `training/transform_code.py` computes weights from speech.
 
@@ -131,13 +131,6 @@ class AnalysisTransform(nn.Module):
                 power = smoothed(power, pitch_hz(octaves).clamp(min=MIN_WIDTH_HZ) / self.sampling_rate)
             return (0.5 * (filters @ power + SILENCE**2).log() - LOG_MEAN) / LOG_SCALE
 
-    def forward(self, power: Tensor, residual: Tensor) -> Tensor:
-        """Latents `(batch, frames, dimensions)`: of coefficients to which `residual`, of that shape, is added.
-
-        In float32 at least, whatever the weights' type: fine digits need more than 8 bits.
-        """
-        return self.latents(self.rows(power), residual)
-
     def rows(self, power: Tensor) -> Tensor:
         """What patches are cut from: `envelope` and, if there is a tracker, its two: `(batch, rows, spectra)`."""
         if self.tracker is None:
@@ -155,7 +148,10 @@ class AnalysisTransform(nn.Module):
         return octaves, voiced
 
     def latents(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """What `forward` makes, of what `rows` has made."""
+        """Latents `(batch, frames, dimensions)`, of coefficients of `rows` with `residual`, of that shape, added.
+
+        In float32 at least, whatever the weights' type: fine digits need more than 8 bits.
+        """
         with torch.autocast(rows.device.type, enabled=False):
             weight, bias = (parameter.to(rows.dtype) for parameter in self.project.parameters())
             gain, offset = self.gain.to(rows.dtype), self.offset.to(rows.dtype)

@@ -9,6 +9,7 @@ import torch
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.source_filter_head import HIGHEST_HARMONIC, SourceFilterHead, Sources, harmonics, noise
 from tests.conftest import TINY
+from training.source_filter import band_nearness, read_source_filter, set_source_filter
 from training.spectrogram_head import SpectrogramHead
 
 HOP, RATE = 9600, 24000
@@ -131,6 +132,27 @@ def test_the_head_learns_where_it_will_read():
     decoder = JepaDaamModel(JepaDaamConfig(**TINY | stages | shape | lists | {"harmonic_source": True})).decoder
     head = SpectrogramHead(decoder, 24000, 9600)
     assert (head.num_stages, head.hop_length, head.project.in_channels) == (2, 64, 10)
+
+
+def test_what_a_head_reads_is_found_again():
+    """Bands to magnitudes and back; of bands that no bin is near there is nothing to find."""
+    lists = {"encoder_channels": (6, 8, 8), "encoder_residual_blocks": (1, 1), "encoder_kernel_sizes": (3, 3)}
+    stages = {"encoder_stft_stages": 2, "decoder_istft_stages": 2, "decoder_channels": (8, 9, 30)}
+    shape = {"downsampling_ratios": (8, 8, 5, 30), "decoder_kernel_sizes": ((3,), (3,)), "transform_bands": 20}
+    codec = JepaDaamModel(JepaDaamConfig(**TINY | stages | shape | lists | {"harmonic_source": True}))
+    heads = [SpectrogramHead(codec.decoder, 24000, 9600) for _ in range(2)]
+    project = codec.decoder.istft_head.project
+    with torch.no_grad():
+        heads[0].project.weight.normal_()
+        heads[0].project.bias.normal_()
+    set_source_filter(codec, heads[0])
+    expected = [parameter.clone() for parameter in project.parameters()]
+    read_source_filter(codec, heads[1])
+    set_source_filter(codec, heads[1])
+    torch.testing.assert_close([*project.parameters()], expected, atol=1e-4, rtol=0, check_stride=False)
+    near = band_nearness(codec).sum(dim=0) > 0.5
+    assert near.sum() > 10
+    torch.testing.assert_close(heads[1].project.weight[near], heads[0].project.weight[near], atol=1e-3, rtol=0)
 
 
 def test_what_is_too_loud_is_clipped_and_can_still_become_softer():

@@ -251,6 +251,11 @@ def test_ranges_of_augmentation_are_checked(librilight, tmp_path, change):
         config_of(librilight, tmp_path, change)
 
 
+def test_envelopes_need_a_source_of_harmonics(librilight, tmp_path):
+    with pytest.raises(ValueError, match="`losses.envelope` needs `harmonic_source`"):
+        make_models(config_of(librilight, tmp_path, "losses.envelope=1.0"))
+
+
 def test_bfloat16_trains_float32_weights(librilight, tmp_path, monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)  # of the runs before
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

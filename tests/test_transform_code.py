@@ -1,5 +1,7 @@
 """Transform coding, computed from speech to start training from."""
 
+import json
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from modeling_jepa_daam.transform_path import to_rows
 from tests.conftest import STFT
 from tests.librilight import RECORDINGS, make_librilight
 from tests.test_train_tokenizer import config_of
+from training import train_tokenizer
 from training.codec import CodecForTraining
 from training.evidence import describe_run
 from training.source_filter import set_source_filter
@@ -119,7 +122,7 @@ def test_it_is_computed_from_speech_and_training_starts_from_it(librilight, tmp_
     assert told["hours_of_audio"] == pytest.approx(48 * 0.4 / 3600)
     codec = JepaDaamModel.from_pretrained(folder)
     assert not codec.encoder.conformer[-1].norm.weight.any()
-    assert codec.encoder.transform.gain.max() == 16.0
+    assert codec.encoder.transform.gain.max() == 4.0 ** (MAX_DIGITS - 1)
     training = CodecForTraining(codec, freeze_transform=True).train()
     assert not any(weight.requires_grad for weight in training.codec.encoder.transform.parameters())
     assert not training.codec.quantizer.training
@@ -228,12 +231,24 @@ def test_pitch_is_part_of_the_code_and_of_training(librilight, tmp_path):
     assert codec.decoder.transform.patches.weight.grad[:, 20:22].abs().max() > 0.0
     assert not codec.decoder.transform.patches.weight.grad[:, :20].any()
     assert codec.decoder.istft_head.project.weight.grad is None
+    # What is predicted beside a waveform is what would be alone.
+    predicted = [training(samples, lengths, 2, torch.Generator(), spectrogram) for spectrogram in (True, False)]
+    torch.testing.assert_close(predicted[1].predicted, predicted[0].generated)
+    torch.testing.assert_close(predicted[1].envelope, predicted[0].envelope)
+    assert predicted[0].predicted is None
     # Where spectrograms end and waveforms begin, the head says what the spectrogram head does.
     with torch.no_grad():
         training.spectrogram_head.project.weight.zero_()
     begin_waveforms(training)
     assert not codec.decoder.istft_head.project.weight.any()
     assert training.average.decoder.istft_head.project.weight.any()
+    # While waveforms are learned, envelopes go on being predicted, from what the head reads at the start.
+    changes += ["model.config=hub_configs/jepa-daam-24khz-small", f"model.weights={folder}", "losses.envelope=2.0"]
+    changes += ["optim.freeze_transform=true"]
+    train_tokenizer.main(config_of(librilight, tmp_path / "codec", *changes, "run.max_steps=1", "run.eval_clips=0"))
+    (entry,) = [json.loads(line) for line in (tmp_path / "codec" / "metrics.jsonl").read_text().splitlines()]
+    assert 0.0 < entry["loss/envelope"] < 1.0
+    assert entry["loss/total"] > 2.0 * entry["loss/envelope"]
 
 
 def test_a_training_run_is_not_overwritten(librilight, tmp_path):

@@ -88,7 +88,7 @@ def test_fine_digits_tell_more_than_coarse_ones(model):
         transform.project.weight[1] = transform.project.weight[0]
         transform.gain[1], transform.offset[1] = 4.0, -1.0
     power = model.encoder.stft_front_end.power(torch.tensor(noise(1200))[None, None])
-    latents = transform(power, torch.zeros(1, 20, 16))
+    latents = transform.latents(transform.rows(power), torch.zeros(1, 20, 16))
     torch.testing.assert_close(latents[..., 1], triangle_wave(4.0 * latents[..., 0] - 1.0))
 
 
@@ -139,8 +139,9 @@ def test_half_precision_keeps_the_code(model):
             parameter.copy_(parameter.half())
     encoder, waveform = model.encoder, torch.tensor(noise(1200)).half().float()[None, None]
     power, residual = encoder.stft_front_end.power(waveform), torch.zeros(1, 20, 16)
-    expected = encoder.transform(power, residual)
-    found = encoder.half().transform(power, residual.half())
+    expected = encoder.transform.latents(encoder.transform.rows(power), residual)
+    transform = encoder.half().transform
+    found = transform.latents(transform.rows(power), residual.half())
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
 

@@ -34,6 +34,8 @@ class CodecResult(NamedTuple):
     envelope: Tensor | None = None
     """`(batch, spectra, bands)`, natural logarithm of magnitudes, what is to be predicted then instead of a spectrogram
     of `real`."""
+    predicted: Tensor | None = None
+    """What is, of the same shape, beside a waveform, if there is a head that predicts it."""
 
 
 @torch.no_grad()
@@ -141,7 +143,11 @@ class CodecForTraining(nn.Module):
         segment_frames = -(-lengths // hop)
         frame_mask = lengths_to_mask(segment_frames, frames)
         mask = None if bool(frame_mask.all()) else frame_mask
-        latents = self.codec.encoder(samples[:, None], mask)
+        rows = None
+        if self.config.harmonic_source:
+            latents, rows = self.codec.encoder.forward_with_rows(samples[:, None], mask)
+        else:
+            latents = self.codec.encoder(samples[:, None], mask)
         quantized, _ = self.codec.quantizer(latents, mask)
         if self.training:
             self.batch_var, self.batch_mean = torch.var_mean(latents[frame_mask].detach().float(), dim=0)
@@ -149,11 +155,11 @@ class CodecForTraining(nn.Module):
         size = frames if window_frames is None else min(window_frames, frames)
         room = (segment_frames - size).clamp(min=0)
         starts = (torch.rand(len(samples), generator=generator).to(room.device) * (room + 1)).long()
-        semantic = None
+        semantic = predicted = None
         if spectrogram:
             generated, semantic = self.predict_windows(quantized, segment_frames, starts, size)
         else:
-            generated = self.decode_windows(quantized, segment_frames, starts, size)
+            generated, predicted = self.decode_windows(quantized, segment_frames, starts, size)
         window_lengths = (lengths - starts * hop).clamp(max=size * hop)
         positions = starts[:, None] * hop + torch.arange(size * hop, device=samples.device)
         inside = lengths_to_mask(window_lengths, size * hop)
@@ -162,15 +168,15 @@ class CodecForTraining(nn.Module):
         if not spectrogram:
             generated = generated.float().masked_fill(~inside, 0.0)
         pitch = envelope = None
-        if self.config.harmonic_source:
-            rows = transform_rows(self.codec, samples)
+        if rows is not None:
+            rows = rows.detach()
             pitch = self.pitch_distance(rows[:, self.config.transform_bands :], quantized, frame_mask)
-            if spectrogram:
+            if spectrogram or predicted is not None:
                 patch = rows.shape[2] // frames
                 places = starts[:, None] * patch + torch.arange(size * patch, device=rows.device)
                 places = places.clamp(max=rows.shape[2] - 1)[:, None].expand(-1, self.config.transform_bands, -1)
                 envelope = log_magnitudes(rows).gather(2, places).transpose(1, 2)
-        return CodecResult(generated, real, window_lengths, semantic, pitch, envelope)
+        return CodecResult(generated, real, window_lengths, semantic, pitch, envelope, predicted)
 
     def pitch_distance(self, tracked: Tensor, quantized: Tensor, frame_mask: Tensor) -> Tensor:
         """Mean absolute difference of the rows that carry pitch and voicing, of pitch where there is a voice."""
@@ -183,8 +189,10 @@ class CodecForTraining(nn.Module):
         distance = (synthesis.pitch_rows(quantized.transpose(1, 2)) - tracked).abs()
         return (weights * distance).sum() / weights[:, 1].sum()
 
-    def decode_windows(self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int) -> Tensor:
-        """The part of each waveform that belongs to `size` frames from `starts` on.
+    def decode_windows(
+        self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The part of each waveform that belongs to `size` frames from `starts` on, and of its envelope.
 
         Args:
             quantized: `(batch, frames, dimensions)`.
@@ -193,9 +201,17 @@ class CodecForTraining(nn.Module):
             size: Frames of a window.
 
         Returns:
-            `(batch, size * hop_length)`.
+            `(batch, size * hop_length)`, and `(batch, spectra, bands)`, natural logarithm of magnitudes, of the same
+            features, if both heads read the same.
         """
-        return self.codec.decoder(*self._cut(quantized, segment_frames, starts, size))[:, 0]
+        decoder = self.codec.decoder
+        latents, mask, context = self._cut(quantized, segment_frames, starts, size)
+        x, x_mask, (left, right) = decoder.upsample(latents, mask, context)
+        sources = decoder.sources(latents, mask, context[0], left, x.shape[-1])
+        waveform = decoder.synthesize(x, x_mask, (left, right), sources)[:, 0]
+        if self.spectrogram_head is None or sources is None:
+            return waveform, None
+        return waveform, self.spectrogram_head(x[..., left : x.shape[-1] - right])
 
     def predict_windows(
         self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int

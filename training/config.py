@@ -220,6 +220,7 @@ class LossConfig:
     feature_matching: float = 0.1  # eq. 26
     mel: float = 0.0  # log-mel spectrograms of several resolutions; not in the paper
     semantic: float = 0.0  # features of `teacher`, while spectrograms are learned; not in the paper
+    envelope: float = 0.0  # predicted beside waveforms, if it has a source of harmonics; not in the paper
     pitch: float = 0.25  # of the decoder, if it has a source of harmonics; not in the paper
     teacher: str | None = None  # Whisper model, folder or Hub id
     speaker: float = 0.0  # distance of embeddings by `speaker_encoder`, of waveforms; not in the paper

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_jepa_daam.transform_path import LOG_SCALE, log_magnitudes, mel_filters
+from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, log_magnitudes, mel_filters
 
 from .spectrogram_head import SpectrogramHead
 
@@ -23,8 +23,38 @@ def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = Non
         spectrogram_head: What reads the envelope from the decoder's features; `None` if these are the transform's
             rows, to begin with.
     """
-    head, config = codec.decoder.istft_head, codec.config
-    bins = head.fft_size // 2 + 1
+    head, bands = codec.decoder.istft_head, codec.config.transform_bands
+    nearness = band_nearness(codec)
+    reads, offset = torch.eye(bands, head.project.in_channels), torch.zeros(bands)
+    if spectrogram_head is not None:
+        reads, offset = (cast(Tensor, part).cpu() for part in spectrogram_head.project.parameters())
+    head.project.weight.copy_((LOG_SCALE * nearness @ reads.flatten(1))[..., None])
+    head.project.bias.copy_(log_magnitudes(nearness @ offset))
+    frequency = torch.linspace(0.0, codec.config.sampling_rate / 2, len(nearness))
+    head.share.copy_(((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ).clamp(-MAX_LOGIT, MAX_LOGIT)[:, None])
+
+
+@torch.no_grad()
+def read_source_filter(codec: Any, spectrogram_head: SpectrogramHead) -> None:
+    """The way back of `set_source_filter`, by least squares: what bands the magnitudes of a trained head are made of.
+
+    Args:
+        codec: `JepaDaamModel` with a source of harmonics.
+        spectrogram_head: It is changed.
+    """
+    project = codec.decoder.istft_head.project
+    weight, bias = (cast(Tensor, part).cpu().double() for part in project.parameters())
+    wanted = torch.cat([weight.flatten(1), bias[:, None] - LOG_MEAN], dim=1)
+    nearness = LOG_SCALE * band_nearness(codec).double()
+    # Of the smallest ones that do it: a band that is far from any bin is read by none.
+    read = torch.linalg.lstsq(nearness, wanted, driver="gelsd").solution
+    spectrogram_head.project.weight.copy_(read[:, :-1, None])
+    cast(Tensor, spectrogram_head.project.bias).copy_(read[:, -1])
+
+
+def band_nearness(codec: Any) -> Tensor:
+    """How much each bin of the head takes from each band of the envelope, rows of sum 1: `(bins, bands)`."""
+    config, bins = codec.config, codec.decoder.istft_head.fft_size // 2 + 1
     bands = config.transform_bands
     frequency = torch.linspace(0.0, config.sampling_rate / 2, bins)
     filters = torch.from_numpy(mel_filters(bins, bands, config.sampling_rate)).float()  # (bins, bands)
@@ -35,12 +65,4 @@ def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = Non
     numbers = np.arange(bands)
     middles = torch.from_numpy(np.interp(numbers, numbers[heard.numpy()], middles[heard].numpy()))
     place = torch.from_numpy(np.interp(frequency, middles, numbers))
-    nearness = (1.0 - (place[:, None] - torch.from_numpy(numbers)).abs()).clamp(min=0.0).float()  # (bins, bands)
-
-    channels = head.project.in_channels
-    reads, offset = torch.eye(bands, channels), torch.zeros(bands)
-    if spectrogram_head is not None:
-        reads, offset = (cast(Tensor, part).cpu() for part in spectrogram_head.project.parameters())
-    head.project.weight.copy_((LOG_SCALE * nearness @ reads.flatten(1))[..., None])
-    head.project.bias.copy_(log_magnitudes(nearness @ offset))
-    head.share.copy_(((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ).clamp(-MAX_LOGIT, MAX_LOGIT)[:, None])
+    return (1.0 - (place[:, None] - torch.from_numpy(numbers)).abs()).clamp(min=0.0).float()

@@ -51,7 +51,7 @@ from .run import (
     stop_unless_finite,
     sum_over_processes,
 )
-from .source_filter import set_source_filter
+from .source_filter import read_source_filter, set_source_filter
 from .speaker_teacher import SpeakerTeacher
 from .teacher import WhisperTeacher, semantic_loss
 from .tracking import RunLog, SpeedMeter
@@ -226,6 +226,10 @@ def make_models(
             f"`data.min_segment_s` must be more than a frame of {1.0 / model_config.frame_rate:g} s to normalize "
             f"latents, got {config.data.min_segment_s}"
         )
+    if config.losses.envelope > 0.0 and not model_config.harmonic_source:
+        raise ValueError(
+            "`losses.envelope` needs `harmonic_source` in `model.config`: no other decoder has an envelope"
+        )
     weights = config.model.weights
     codec = JepaDaamModel(model_config) if weights is None else load_weights(weights, model_config)
     try:
@@ -239,9 +243,12 @@ def make_models(
         raise ValueError(f"`losses.speaker_encoder`: no ECAPA-TDNN at {encoder}: {error}") from error
     taught = 0 if teacher is None else teacher.num_features
     optim = config.optim
-    training = CodecForTraining(
-        codec, optim.freeze_encoder, optim.freeze_transform, optim.spectrogram_steps > 0, taught
-    )
+    predicted = optim.spectrogram_steps > 0 or config.losses.envelope > 0.0
+    training = CodecForTraining(codec, optim.freeze_encoder, optim.freeze_transform, predicted, taught)
+    if weights is not None and model_config.harmonic_source:
+        for of_codec, head in ((training.codec, training.spectrogram_head), (training.average, training.average_head)):
+            if head is not None:
+                read_source_filter(of_codec, head)
     sizes = config.discriminators
     return training, Discriminators(sizes.periods, sizes.num_scales, sizes.width), teacher, speaker_teacher
 
@@ -328,6 +335,7 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
         "mel": weights.mel,
         "spectrogram": 1.0,
         "semantic": weights.semantic,
+        "envelope": weights.envelope,
         "pitch": weights.pitch,
         "speaker": weights.speaker,
         "adversarial": weights.adversarial,
@@ -351,6 +359,8 @@ def reconstruction_losses(
         losses |= stft_losses(*spectral)
     if weights.mel > 0.0:
         losses["mel"] = mel_loss(*spectral)
+    if weights.envelope > 0.0:
+        losses["envelope"] = distance_of_envelopes(result, result.predicted, bandwidth_hz, gain, sampling_rate)
     if result.pitch is not None:
         losses["pitch"] = result.pitch
     return losses
@@ -365,14 +375,24 @@ def halfway_losses(
     if result.envelope is None:
         losses = {"spectrogram": spectrogram_loss(result.generated, result.real, *told)}
     else:
-        hop_length = result.real.shape[1] // result.generated.shape[1]
-        losses = {"spectrogram": envelope_loss(result.generated, result.envelope, *told, hop_length=hop_length)}
+        losses = {"spectrogram": distance_of_envelopes(result, result.generated, bandwidth_hz, gain, sampling_rate)}
     if teacher is not None and result.semantic is not None:
         taught = teacher(result.real, sampling_rate)
         losses["semantic"] = semantic_loss(result.semantic, taught, result.lengths, result.real.shape[1])
     if result.pitch is not None:
         losses["pitch"] = result.pitch
     return losses
+
+
+def distance_of_envelopes(
+    result: CodecResult, predicted: Tensor | None, bandwidth_hz: Tensor, gain_above: float, sampling_rate: int
+) -> Tensor:
+    """How far the predicted envelope of a batch, `(batch, spectra, bands)`, is from that of its windows."""
+    assert predicted is not None
+    assert result.envelope is not None
+    hop_length = result.real.shape[1] // predicted.shape[1]
+    told = (sampling_rate, result.lengths, bandwidth_hz, gain_above)
+    return envelope_loss(predicted, result.envelope, *told, hop_length=hop_length)
 
 
 def begin_waveforms(codec: CodecForTraining) -> None:

@@ -244,11 +244,18 @@ def test_pitch_is_part_of_the_code_and_of_training(librilight, tmp_path):
     assert training.average.decoder.istft_head.project.weight.any()
     # While waveforms are learned, envelopes go on being predicted, from what the head reads at the start.
     changes += ["model.config=hub_configs/jepa-daam-24khz-small", f"model.weights={folder}", "losses.envelope=2.0"]
-    changes += ["optim.freeze_transform=true"]
-    train_tokenizer.main(config_of(librilight, tmp_path / "codec", *changes, "run.max_steps=1", "run.eval_clips=0"))
+    changes += ["optim.freeze_transform=true", "optim.freeze_reading=true"]
+    trained = train_tokenizer.main(
+        config_of(librilight, tmp_path / "codec", *changes, "run.max_steps=1", "run.eval_clips=0")
+    )
     (entry,) = [json.loads(line) for line in (tmp_path / "codec" / "metrics.jsonl").read_text().splitlines()]
     assert 0.0 < entry["loss/envelope"] < 1.0
     assert entry["loss/total"] > 2.0 * entry["loss/envelope"]
+    # What reads digits stays as it is, and the rest of the decoder does not.
+    before, after = (JepaDaamModel.from_pretrained(path).decoder.transform for path in (folder, trained))
+    assert torch.equal(after.expand.weight, before.expand.weight)
+    assert torch.equal(after.reduce.weight, before.reduce.weight)
+    assert not torch.equal(after.patches.weight, before.patches.weight)
 
 
 def test_a_training_run_is_not_overwritten(librilight, tmp_path):

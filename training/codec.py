@@ -59,6 +59,8 @@ class CodecForTraining(nn.Module):
         freeze_transform: Whether its linear transform does, if it has one, and the quantizer's statistics with it.
         spectrogram_head: Whether there is one, to begin with: see `SpectrogramHead`.
         semantic_features: Features of a teacher that are to be predicted beside spectrograms, if any.
+        freeze_reading: Whether the decoder's layers that put digits together stay as they are. Their gradient is ten
+            and more times that of others, and a step as large as elsewhere blurs what fine digits tell.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class CodecForTraining(nn.Module):
         freeze_transform: bool = False,
         spectrogram_head: bool = False,
         semantic_features: int = 0,
+        freeze_reading: bool = False,
     ):
         super().__init__()
         self.codec = codec
@@ -80,6 +83,9 @@ class CodecForTraining(nn.Module):
             transform.requires_grad_(False)
         if transform is not None and transform.tracker is not None:
             transform.tracker.requires_grad_(False)  # it is what the decoder's pitch is compared with
+        if freeze_reading and codec.decoder.transform is not None:
+            for layer in (codec.decoder.transform.expand, codec.decoder.transform.reduce):
+                layer.requires_grad_(False)
         self.average = copy.deepcopy(codec).requires_grad_(False)
         rate, hop = self.config.sampling_rate, self.config.hop_length
         self.spectrogram_head = SpectrogramHead(codec.decoder, rate, hop) if spectrogram_head else None

@@ -203,6 +203,7 @@ class CodecOptimConfig(OptimConfig):
 
     encoder_learning_rate: float | None = None  # as `learning_rate` if null
     freeze_encoder: bool = False  # train the decoder alone
+    freeze_reading: bool = False  # leave the decoder's layers that read digits, of which fine ones are easily blurred
     freeze_transform: bool = False  # leave the encoder's linear transform as training/transform_code.py made it
     spectrogram_steps: int = 0  # first steps, in which the decoder's first stages learn spectrograms, no waveform
     discriminator_learning_rate: float = 0.75e-4

@@ -244,7 +244,9 @@ def make_models(
     taught = 0 if teacher is None else teacher.num_features
     optim = config.optim
     predicted = optim.spectrogram_steps > 0 or config.losses.envelope > 0.0
-    training = CodecForTraining(codec, optim.freeze_encoder, optim.freeze_transform, predicted, taught)
+    training = CodecForTraining(
+        codec, optim.freeze_encoder, optim.freeze_transform, predicted, taught, optim.freeze_reading
+    )
     if weights is not None and model_config.harmonic_source:
         for of_codec, head in ((training.codec, training.spectrogram_head), (training.average, training.average_head)):
             if head is not None:

@@ -59,8 +59,8 @@ class CodecForTraining(nn.Module):
         freeze_transform: Whether its linear transform does, if it has one, and the quantizer's statistics with it.
         spectrogram_head: Whether there is one, to begin with: see `SpectrogramHead`.
         semantic_features: Features of a teacher that are to be predicted beside spectrograms, if any.
-        freeze_reading: Whether the decoder's layers that put digits together stay as they are. Their gradient is ten
-            and more times that of others, and a step as large as elsewhere blurs what fine digits tell.
+        freeze_reading: Whether the decoder's layers that put digits together stay as they are. Their gradient is
+            many times that of others, and a step as large as elsewhere blurs what fine digits tell.
     """
 
     def __init__(

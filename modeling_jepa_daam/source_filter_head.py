@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .istft_head import OVERLAP, inverse_stft
 from .pitch import finest_dtype
 from .stft_front_end import stft
+from .transform_path import log_magnitudes
 
 HIGHEST_HARMONIC = 0.36  # of the sampling rate: above, the noise is enough
 NOISE_SAMPLES, NOISE_SEED = 1 << 16, 0
@@ -29,7 +30,7 @@ class Sources(NamedTuple):
 
 
 class SourceFilterHead(nn.Module):
-    """Features to the magnitudes of a filter, through which harmonics and noise go, mixed.
+    """Features to the loudness of a filter's bins, through which harmonics and noise go, mixed.
 
     Deviation: the paper's decoder makes waveforms by convolution. The harmonics of a voice follow from its pitch, noise
     is any: only their envelope is left to learn, and for each bin the share of harmonics in a voice.
@@ -63,11 +64,12 @@ class SourceFilterHead(nn.Module):
             gradient.
         """
         voice, noise, voiced = sources
-        log_magnitude = self.project(x).to(voiced.dtype)
+        loudness = self.project(x).to(voiced.dtype)
         with torch.autocast(x.device.type, enabled=False):
             share = (self.share.to(voiced.dtype).sigmoid() * voiced).clamp(1e-8, 1.0 - 1e-6)  # roots with a gradient
             mixed = share[:, None].sqrt() * voice + (1.0 - share)[:, None].sqrt() * noise
-            log_magnitude = MAX_LOG_MAGNITUDE - F.softplus(MAX_LOG_MAGNITUDE - log_magnitude)  # a bound with a gradient
+            # A bound with a gradient.
+            log_magnitude = MAX_LOG_MAGNITUDE - F.softplus(MAX_LOG_MAGNITUDE - log_magnitudes(loudness))
             filtered = log_magnitude.exp()[:, None] * mixed
             spectrum = torch.complex(filtered[:, 0], filtered[:, 1])
             waveform = inverse_stft(spectrum, self.hop_length, mask).to(self.project.weight.dtype)

@@ -16,10 +16,12 @@ from transformers.audio_utils import mel_filter_bank
 from .istft_head import OVERLAP
 from .pitch import PitchTracker, finest_dtype, pitch_hz
 
-SILENCE = 5e-3  # a bin's magnitude below which nothing is told apart: rooms' noise would take bits from speech
-LOG_MEAN, LOG_SCALE = -2.5, 2.0  # of natural-log magnitudes of speech
+SILENCE = 1e-3  # a bin's magnitude below which nothing is told apart: rooms' noise would take bits from speech
+EXPONENT = 0.15  # of magnitudes; as heard, loudness: see `loudness`
+LOUDNESS_MEAN, LOUDNESS_SCALE = 0.67, 0.225  # of speech
+MIN_LOUDNESS, LOUDNESS_SLOPE = 0.25, 25.0  # of what is decoded: a magnitude of 1e-4; how sharply it ends there
 MIN_WIDTH_HZ = 100.0  # over which a spectrum is smoothed, whatever the pitch
-PITCH_SCALE, VOICING_SCALE = 16.0, 1.5  # of octaves and of a probability, beside log magnitudes of variance 1
+PITCH_SCALE, VOICING_SCALE = 24.0, 1.5  # of octaves and of a probability, beside loudness of variance 1
 VOICING_SLOPE = 16.0  # of a voice's amplitude over the probability of one, at 0.5
 EXPANSION = 8  # of the layers that put digits together again: about a unit for each value of each coefficient
 
@@ -83,20 +85,32 @@ def from_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, 0] / PITCH_SCALE, rows[:, 1] / VOICING_SCALE + 0.5
 
 
+def loudness(power: Tensor) -> Tensor:
+    """A small power of magnitudes, scaled to about mean 0 and variance 1 of speech.
+
+    Between the logarithm, for which an error in what is hardly heard is as bad as one in a vowel, and the magnitudes
+    themselves.
+
+    Source: Stevens 1957, On the psychophysical law (with a larger exponent).
+    """
+    return ((power + SILENCE**2) ** (0.5 * EXPONENT) - LOUDNESS_MEAN) / LOUDNESS_SCALE
+
+
 def log_magnitudes(rows: Tensor) -> Tensor:
-    """Natural logarithm of magnitudes, of rows of an envelope."""
-    return LOG_MEAN + LOG_SCALE * rows
+    """The way back from `loudness`: natural logarithm of magnitudes."""
+    louder = LOUDNESS_MEAN + LOUDNESS_SCALE * rows - MIN_LOUDNESS
+    return (MIN_LOUDNESS + F.softplus(louder, beta=LOUDNESS_SLOPE)).log() / EXPONENT
 
 
 class AnalysisTransform(nn.Module):
-    """One linear layer from patches of the log spectrogram in mel bands to latents, and digits of its coefficients.
+    """One linear layer from patches of the mel spectrogram, as loudness, to latents, and digits of its coefficients.
 
     With `config.harmonic_source` a patch has two more rows, pitch and voicing, and its bands are those of the envelope:
     the harmonics, of which these two tell everything, would move up and down through the bands.
 
     Deviation: not in the paper. Classic codecs transform blocks of signal linearly and spend bits where the variance
-    is. A latent dimension has two bits, and the largest coefficients of a patch deserve six: as `triangle_wave(gain *
-    tanh(u) + offset)`, several dimensions can be digits of one coefficient, coarse with gain 1, fine with 4 and 16.
+    is. A latent dimension has two bits, and the largest coefficients of a patch deserve eight: as `triangle_wave(gain *
+    tanh(u) + offset)`, several dimensions can be digits of one coefficient, coarse with gain 1, fine with 4, 16 and 64.
     The wave makes them a reflected code: at the border of a coarse cell its fine digits do not jump.
 
     `training/transform_code.py` computes weights from speech.
@@ -118,7 +132,7 @@ class AnalysisTransform(nn.Module):
         self.offset = nn.Parameter(torch.zeros(config.hidden_size))
 
     def envelope(self, power: Tensor, octaves: Tensor | None = None) -> Tensor:
-        """Log magnitudes in mel bands, scaled to about mean 0 and variance 1: `(batch, bands, spectra)`.
+        """`loudness` of mel bands: `(batch, bands, spectra)`.
 
         Args:
             power: `(batch, bins, spectra)`, float32 at least.
@@ -129,7 +143,7 @@ class AnalysisTransform(nn.Module):
         with torch.autocast(power.device.type, enabled=False):
             if octaves is not None:
                 power = smoothed(power, pitch_hz(octaves).clamp(min=MIN_WIDTH_HZ) / self.sampling_rate)
-            return (0.5 * (filters @ power + SILENCE**2).log() - LOG_MEAN) / LOG_SCALE
+            return loudness(filters @ power)
 
     def rows(self, power: Tensor) -> Tensor:
         """What patches are cut from: `envelope` and, if there is a tracker, its two: `(batch, rows, spectra)`."""

@@ -7,7 +7,15 @@ import torch
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamEncoderModel, JepaDaamForPreTraining, JepaDaamModel
 from modeling_jepa_daam.source_filter_head import harmonics
 from modeling_jepa_daam.stft_front_end import stft
-from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, mel_filters, smoothed, triangle_wave
+from modeling_jepa_daam.transform_path import (
+    LOUDNESS_MEAN,
+    LOUDNESS_SCALE,
+    log_magnitudes,
+    loudness,
+    mel_filters,
+    smoothed,
+    triangle_wave,
+)
 from tests.conftest import STFT, noise
 
 TRANSFORM = STFT | {"transform_bands": 7, "chunk_frames": 20, "hidden_dropout": 0.0, "attention_dropout": 0.0}
@@ -39,16 +47,27 @@ def test_a_triangle_wave_is_the_identity_and_folds_beyond():
     torch.testing.assert_close(triangle_wave(x), folded)
 
 
-def test_an_envelope_has_the_root_mean_square_of_each_band():
-    """By hand: one spectrum of 121 bins, bands as the filters say, and a floor of 0.005."""
+def test_an_envelope_has_the_loudness_of_each_band():
+    """By hand: one spectrum of 121 bins, bands as the filters say, and a floor of 0.001."""
     transform = JepaDaamModel(JepaDaamConfig(**TRANSFORM)).encoder.transform
     power = torch.rand(1, 121, 3, generator=torch.Generator().manual_seed(0))
     filters = mel_filters(121, 7, 24000)
     for band in range(7):
         weights = filters[:, band] / filters[:, band].sum()
         mean = weights @ power[0].numpy()
-        expected = (np.log(np.sqrt(mean + 0.005**2)) - LOG_MEAN) / LOG_SCALE
+        expected = (np.sqrt(mean + 0.001**2) ** 0.15 - LOUDNESS_MEAN) / LOUDNESS_SCALE
         np.testing.assert_allclose(transform.envelope(power)[0, band].detach(), expected, rtol=1e-5)
+
+
+def test_magnitudes_come_back_from_loudness():
+    """Those that are heard within half a percent; below, what is asked for is bounded, and has a gradient."""
+    magnitude = torch.logspace(-1.5, 2.5, 50)
+    torch.testing.assert_close(log_magnitudes(loudness(magnitude.square())).exp(), magnitude, rtol=5e-3, atol=0)
+    absurd = torch.tensor([-4.0], requires_grad=True)
+    silent = log_magnitudes(absurd)
+    assert silent.exp() < 2e-4
+    silent.backward()
+    assert absurd.grad > 0.0
 
 
 def test_smoothing_is_the_mean_over_a_harmonics_width():

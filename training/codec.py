@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.framing import lengths_to_mask, stretch_mask, zero_padding
-from modeling_jepa_daam.transform_path import from_rows, log_magnitudes
+from modeling_jepa_daam.transform_path import from_rows
 
 from .spectrogram_head import SpectrogramHead
 
@@ -22,7 +22,7 @@ class CodecResult(NamedTuple):
 
     generated: Tensor
     """`(batch, samples)`, float32, the reconstructed window of each segment, zero after its end; or, if spectrograms
-    were wanted, `(batch, spectra, bands)`, natural logarithm of mel magnitudes."""
+    were wanted, `(batch, spectra, bands)`: what `SpectrogramHead` predicts."""
     real: Tensor
     """`(batch, samples)`, the same window of the segment itself."""
     lengths: Tensor
@@ -32,8 +32,7 @@ class CodecResult(NamedTuple):
     pitch: Tensor | None = None
     """Scalar, how far the decoder's pitch is from what the encoder tracked, if they have a source of harmonics."""
     envelope: Tensor | None = None
-    """`(batch, spectra, bands)`, natural logarithm of magnitudes, what is to be predicted then instead of a spectrogram
-    of `real`."""
+    """`(batch, spectra, bands)`, loudness, what is to be predicted then instead of a spectrogram of `real`."""
     predicted: Tensor | None = None
     """What is, of the same shape, beside a waveform, if there is a head that predicts it."""
 
@@ -181,7 +180,7 @@ class CodecForTraining(nn.Module):
                 patch = rows.shape[2] // frames
                 places = starts[:, None] * patch + torch.arange(size * patch, device=rows.device)
                 places = places.clamp(max=rows.shape[2] - 1)[:, None].expand(-1, self.config.transform_bands, -1)
-                envelope = log_magnitudes(rows).gather(2, places).transpose(1, 2)
+                envelope = rows.gather(2, places).transpose(1, 2)
         return CodecResult(generated, real, window_lengths, semantic, pitch, envelope, predicted)
 
     def pitch_distance(self, tracked: Tensor, quantized: Tensor, frame_mask: Tensor) -> Tensor:
@@ -207,8 +206,8 @@ class CodecForTraining(nn.Module):
             size: Frames of a window.
 
         Returns:
-            `(batch, size * hop_length)`, and `(batch, spectra, bands)`, natural logarithm of magnitudes, of the same
-            features, if both heads read the same.
+            `(batch, size * hop_length)`, and `(batch, spectra, bands)`, loudness, of the same features, if both heads
+            read the same.
         """
         decoder = self.codec.decoder
         latents, mask, context = self._cut(quantized, segment_frames, starts, size)
@@ -222,7 +221,7 @@ class CodecForTraining(nn.Module):
     def predict_windows(
         self, quantized: Tensor, segment_frames: Tensor, starts: Tensor, size: int
     ) -> tuple[Tensor, Tensor | None]:
-        """As `decode_windows`, but log mel spectrograms, `(batch, spectra, bands)`, and what a teacher would make of
+        """As `decode_windows`, but spectrograms, `(batch, spectra, bands)`, and what a teacher would make of
         each, `(batch, spectra, features)`, if there is one."""
         assert self.spectrogram_head is not None
         cut = self._cut(quantized, segment_frames, starts, size)

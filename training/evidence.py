@@ -117,7 +117,7 @@ def describe_run(folder: Path, machine: str, cores: int, environment: str = "", 
     evaluations = [entry for entry in entries if any(key.startswith(("held_out/", "tokens/")) for key in entry)]
     return told | {
         "command": f"{environment} {launcher} -m training.{module} {folder.name}.yaml".strip(),
-        "steps": steps[-1]["step"],
+        "steps": max(entry["step"] for entry in entries),  # the last few may not have been logged
         "hours_of_audio": hours,
         "minutes": seconds / 60,
         "teachers": [name for name, key in TEACHERS.items() if settings.get("losses", {}).get(key) is not None],

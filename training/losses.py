@@ -290,13 +290,13 @@ def envelope_loss(
     *,
     hop_length: int,
 ) -> Tensor:
-    """Mean absolute difference of two log envelopes; other arguments as `stft_losses`.
+    """Mean absolute difference of the loudness of two envelopes; other arguments as `stft_losses`.
 
     Not in the paper. Bands count as they are heard (`audibility.py`), times the mean gain of their bins.
 
     Args:
-        predicted: `(batch, spectra, bands)`, natural logarithm of magnitudes.
-        real: The same, as the model's transform has them.
+        predicted: `(batch, spectra, bands)`, as `modeling_jepa_daam.transform_path.loudness` has it.
+        real: The same.
         sampling_rate: See above, as those before the last.
         hop_length: Samples between spectra; windows cover four of them.
     """

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from modeling_jepa_daam import JepaDaamModel
 from modeling_jepa_daam.packing import group_vocabulary_sizes
-from modeling_jepa_daam.transform_path import log_magnitudes
 
 from .codec import transform_rows
 from .config import CodecConfig, DataConfig
@@ -95,8 +94,7 @@ def spectrogram_distance(codec: JepaDaamModel, head: SpectrogramHead, clips: lis
             told = rate, torch.tensor([len(clip.samples)]), torch.tensor([clip.bandwidth_hz])
             if codec.config.harmonic_source:
                 rows = transform_rows(codec, real[None].to(codec.device))[:, : codec.config.transform_bands]
-                envelope = log_magnitudes(rows).transpose(1, 2).cpu()
-                distance = envelope_loss(predicted.cpu(), envelope, *told, hop_length=head.hop_length)
+                distance = envelope_loss(predicted.cpu(), rows.transpose(1, 2).cpu(), *told, hop_length=head.hop_length)
             else:
                 distance = spectrogram_loss(predicted.cpu(), real[None], *told)
             distances.append(distance.item())

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_jepa_daam.transform_path import LOG_MEAN, LOG_SCALE, log_magnitudes, mel_filters
+from modeling_jepa_daam.transform_path import mel_filters
 
 from .spectrogram_head import SpectrogramHead
 
@@ -16,7 +16,7 @@ MAX_LOGIT = 6.0
 
 @torch.no_grad()
 def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = None) -> None:
-    """Let the head read magnitudes from bands of the envelope; a voice is harmonics up to 4.5 kHz, and noise above.
+    """Let the head read its bins from bands of the envelope; a voice is harmonics up to 4.5 kHz, and noise above.
 
     Args:
         codec: `JepaDaamModel` with a source of harmonics; its head is changed.
@@ -28,15 +28,15 @@ def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = Non
     reads, offset = torch.eye(bands, head.project.in_channels), torch.zeros(bands)
     if spectrogram_head is not None:
         reads, offset = (cast(Tensor, part).cpu() for part in spectrogram_head.project.parameters())
-    head.project.weight.copy_((LOG_SCALE * nearness @ reads.flatten(1))[..., None])
-    head.project.bias.copy_(log_magnitudes(nearness @ offset))
+    head.project.weight.copy_((nearness @ reads.flatten(1))[..., None])
+    head.project.bias.copy_(nearness @ offset)
     frequency = torch.linspace(0.0, codec.config.sampling_rate / 2, len(nearness))
     head.share.copy_(((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ).clamp(-MAX_LOGIT, MAX_LOGIT)[:, None])
 
 
 @torch.no_grad()
 def read_source_filter(codec: Any, spectrogram_head: SpectrogramHead) -> None:
-    """The way back of `set_source_filter`, by least squares: what bands the magnitudes of a trained head are made of.
+    """The way back of `set_source_filter`, by least squares: what bands the bins of a trained head are made of.
 
     Args:
         codec: `JepaDaamModel` with a source of harmonics.
@@ -44,10 +44,9 @@ def read_source_filter(codec: Any, spectrogram_head: SpectrogramHead) -> None:
     """
     project = codec.decoder.istft_head.project
     weight, bias = (cast(Tensor, part).cpu().double() for part in project.parameters())
-    wanted = torch.cat([weight.flatten(1), bias[:, None] - LOG_MEAN], dim=1)
-    nearness = LOG_SCALE * band_nearness(codec).double()
+    wanted = torch.cat([weight.flatten(1), bias[:, None]], dim=1)
     # Of the smallest ones that do it: a band that is far from any bin is read by none.
-    read = torch.linalg.lstsq(nearness, wanted, driver="gelsd").solution
+    read = torch.linalg.lstsq(band_nearness(codec).double(), wanted, driver="gelsd").solution
     spectrogram_head.project.weight.copy_(read[:, :-1, None])
     cast(Tensor, spectrogram_head.project.bias).copy_(read[:, -1])
 

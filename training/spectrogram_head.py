@@ -18,7 +18,8 @@ NUM_BANDS = 160  # fine enough for the first harmonics of a voice
 class SpectrogramHead(nn.Module):
     """Linear prediction of log mel magnitudes from the features of the decoder's first stage of at least 50 Hz.
 
-    With a source-filter head, of the bands of the envelope, from the last stage, where that head is to read them.
+    With a source-filter head, of the loudness of the envelope's bands, from the last stage, where that head is to read
+    them.
 
     Args:
         decoder: Whose features it reads.
@@ -29,10 +30,10 @@ class SpectrogramHead(nn.Module):
     def __init__(self, decoder: HifiGanDecoder, sampling_rate: int, hop_length: int):
         super().__init__()
         self.num_stages, self.hop_length = 0, hop_length
-        to_the_end = isinstance(decoder.istft_head, SourceFilterHead)
-        num_bands = decoder.transform.num_bands if to_the_end and decoder.transform is not None else NUM_BANDS
+        self.of_envelope = isinstance(decoder.istft_head, SourceFilterHead)
+        num_bands = decoder.transform.num_bands if self.of_envelope and decoder.transform is not None else NUM_BANDS
         for ratio in decoder.upsampling_ratios:
-            if sampling_rate / self.hop_length >= MIN_RATE and not to_the_end:
+            if sampling_rate / self.hop_length >= MIN_RATE and not self.of_envelope:
                 break
             self.num_stages, self.hop_length = self.num_stages + 1, self.hop_length // ratio
         channels = decoder.channels[self.num_stages]
@@ -44,5 +45,6 @@ class SpectrogramHead(nn.Module):
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Natural logarithm of magnitudes, float32."""
-        return log_magnitudes(self.project(features).float().transpose(1, 2))
+        """Natural logarithm of magnitudes, or loudness, float32: `(batch, frames, bands)`."""
+        rows = self.project(features).float().transpose(1, 2)
+        return rows if self.of_envelope else log_magnitudes(rows)

@@ -4,7 +4,7 @@
 
 The Karhunen-Loeve transform (principal components) of patches of the envelope makes coefficients whose variances fall
 steeply. Each latent dimension is a digit of two bits; digits are given, one at a time, to the coefficient whose error
-they lower most, so that large coefficients get three and small ones none. `modeling_jepa_daam/transform_path.py` has
+they lower most, so that large coefficients get four and small ones none. `modeling_jepa_daam/transform_path.py` has
 the formula. The other way, a small network learns the mean of the coefficients given all digits, and the transform goes
 back.
 
@@ -45,7 +45,7 @@ from .train_tokenizer import CodecConfig, augment
 SUMMARY = "transform.json"  # what the computation found, beside `config.yaml`
 BOUND = 1.7  # standard deviations of a coefficient that tanh brings to tanh(1)
 SINGLE_BOUND = 4.0  # of one with a single digit: nearly linear
-MAX_DIGITS = 3
+MAX_DIGITS = 4
 LEVELS = 4
 TRACKER_BATCH_SIZE, TRACKER_RATE = 96, 2e-3
 TEACHER_RATE, VOICED_CONFIDENCE = 16000, 0.5  # of swift-f0

@@ -8,6 +8,7 @@ import torch
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.source_filter_head import HIGHEST_HARMONIC, SourceFilterHead, Sources, harmonics, noise
+from modeling_jepa_daam.transform_path import loudness
 from tests.conftest import TINY
 from training.source_filter import band_nearness, read_source_filter, set_source_filter
 from training.spectrogram_head import SpectrogramHead
@@ -61,7 +62,7 @@ def head_of(magnitude: float, share: float) -> SourceFilterHead:
     """A head of the same magnitude in all bins, and of that share of harmonics in a voice."""
     head = SourceFilterHead(4, 320, RATE).eval()
     torch.nn.init.zeros_(head.project.weight)
-    torch.nn.init.constant_(head.project.bias, math.log(magnitude))
+    torch.nn.init.constant_(head.project.bias, loudness(torch.tensor(magnitude**2)).item())
     torch.nn.init.constant_(head.share, math.log(share / (1.0 - share)))
     return head
 

@@ -17,13 +17,13 @@ from .istft_head import OVERLAP
 from .pitch import PitchTracker, finest_dtype, pitch_hz
 
 SILENCE = 1e-3  # a bin's magnitude below which nothing is told apart: rooms' noise would take bits from speech
-EXPONENT = 0.15  # of magnitudes; as heard, loudness: see `loudness`
+EXPONENT = 0.15  # of magnitudes: see `loudness`
 LOUDNESS_MEAN, LOUDNESS_SCALE = 0.67, 0.225  # of speech
 MIN_LOUDNESS, LOUDNESS_SLOPE = 0.25, 25.0  # of what is decoded: a magnitude of 1e-4; how sharply it ends there
 MIN_WIDTH_HZ = 100.0  # over which a spectrum is smoothed, whatever the pitch
 PITCH_SCALE, VOICING_SCALE = 24.0, 1.5  # of octaves and of a probability, beside loudness of variance 1
 VOICING_SLOPE = 16.0  # of a voice's amplitude over the probability of one, at 0.5
-EXPANSION = 8  # of the layers that put digits together again: about a unit for each value of each coefficient
+EXPANSION = 8  # of the layers that put digits together again: about a unit for two values of each coefficient
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -149,7 +151,10 @@ def test_a_predicted_window_is_a_part_of_the_whole_spectrogram(batch):
 def test_spectra_come_from_the_first_stage_of_fifty_a_second(rate, stages, hop):
     head = SpectrogramHead(make().codec.decoder, rate, HOP)
     assert (head.num_stages, head.hop_length) == (stages, hop)
-    assert head(torch.zeros(2, TINY["decoder_channels"][stages], 5)).shape == (2, 5, 160)
+    features = torch.zeros(2, TINY["decoder_channels"][stages], 5)
+    assert head(features).shape == (2, 5, 160)
+    torch.nn.init.constant_(head.project.bias, -5.0)
+    assert (head(features) < math.log(1e-5)).all()  # what `log_mel` has where nothing sounds
 
 
 def test_the_spectrogram_loss_of_the_right_spectrogram_is_zero():

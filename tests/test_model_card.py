@@ -395,6 +395,10 @@ def test_a_run_tells_time_and_audio_by_its_own_measure_of_speed(runs):
     assert settings["data"]["sources"] == ["train-000.tar"]
     assert settings["run"]["output"] == "runs/two"
     assert describe_run(runs[0], "here", 2)["stage"] == 1
+    assert told["steps"] == 200
+    with (runs[1] / "metrics.jsonl").open("a") as file:  # the last steps, of which only the evaluation is logged
+        file.write(json.dumps({"step": 240, "held_out/stoi": 0.5}) + "\n")
+    assert describe_run(runs[1], "here", 2)["steps"] == 240
 
 
 def test_a_log_is_kept_whole(whole, runs):

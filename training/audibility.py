@@ -11,7 +11,7 @@ WEIGHTS = (0.5, 1.2, 1.3, 1.2, 0.8, 0.5, 0.1, 0.1)  # found by trial: see RESULT
 
 
 def band_weights(bins: int, num_bands: int, sampling_rate: int) -> Tensor:
-    """Weights of errors of log magnitudes in mel bands, interpolated at their middles: `(bands,)`, about 1."""
+    """Weights of errors of loudness in mel bands, interpolated at their middles: `(bands,)`, about 1."""
     filters = mel_filters(bins, num_bands, sampling_rate)  # (bins, bands)
     frequencies = np.linspace(0.0, sampling_rate / 2, bins)
     middles = frequencies @ filters / np.maximum(filters.sum(axis=0), 1e-12)

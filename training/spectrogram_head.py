@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from modeling_jepa_daam.decoder import HifiGanDecoder
 from modeling_jepa_daam.source_filter_head import SourceFilterHead
-from modeling_jepa_daam.transform_path import log_magnitudes
 
 MIN_RATE = 50.0  # spectra a second: the fewest that tell one sound of speech from the next
 NUM_BANDS = 160  # fine enough for the first harmonics of a voice
+LOG_MEAN, LOG_SCALE = -2.5, 2.0  # of natural-log magnitudes of speech
 
 
 class SpectrogramHead(nn.Module):
@@ -47,4 +47,4 @@ class SpectrogramHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Natural logarithm of magnitudes, or loudness, float32: `(batch, frames, bands)`."""
         rows = self.project(features).float().transpose(1, 2)
-        return rows if self.of_envelope else log_magnitudes(rows)
+        return rows if self.of_envelope else LOG_MEAN + LOG_SCALE * rows

@@ -272,7 +272,8 @@ class JepaDaamConfig(PreTrainedConfig):
             raise ValueError(f"`daam_alpha` must be finite, got {self.daam_alpha}")
         if self.chunk_frames > MAX_CHUNK_S * self.frame_rate:
             raise ValueError(
-                f"`chunk_frames` must last at most {MAX_CHUNK_S:g} s, got {self.chunk_frames / self.frame_rate:g} s"
+                f"`chunk_frames` must last at most {MAX_CHUNK_S:g} s, got {self.chunk_frames} of the {self.hop_length} "
+                f"samples that `downsampling_ratios` make: {self.chunk_frames / self.frame_rate:g} s"
             )
 
     def _check_stages(self):

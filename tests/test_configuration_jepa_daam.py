@@ -84,7 +84,10 @@ def test_what_tools_hang_on_a_configuration_is_not_saved(tmp_path):
         ({"group_size": 0}, "`group_size` must be at least 1"),
         ({"group_size": 32}, "`group_size` must be small enough for 64-bit token ids"),
         ({"chunk_frames": 0}, "`chunk_frames` must be at least 1"),
-        ({"chunk_frames": 38}, "`chunk_frames` must last at most 15 s, got 38 of the 9600 samples that `downsampling_ratios` make: 15.2 s"),
+        (
+            {"chunk_frames": 38},
+            "`chunk_frames` must last .* 15 s, got 38 of the 9600 samples that `down.* make: 15.2 s",
+        ),
         ({"mask_position": "before"}, "mask_position"),
         ({"hidden_size": 2**40}, "`hidden_size` must be at most 1000000"),
         ({"fsq_levels": (4, 10**9)}, "`fsq_levels` must be at most 1000000"),

@@ -33,8 +33,10 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
+# A process for each of two cores, each test file in one of them.
+TEST_PROCESSES ?= 2
 fast-tests: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/.browser
 	$(BIN)/python -m pytest -m slow

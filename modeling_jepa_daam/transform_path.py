@@ -21,9 +21,10 @@ EXPONENT = 0.15  # of magnitudes: see `loudness`
 LOUDNESS_MEAN, LOUDNESS_SCALE = 0.67, 0.225  # of speech
 MIN_LOUDNESS, LOUDNESS_SLOPE = 0.25, 25.0  # of what is decoded: a magnitude of 1e-4; how sharply it ends there
 MIN_WIDTH_HZ = 100.0  # over which a spectrum is smoothed, whatever the pitch
-PITCH_SCALE, VOICING_SCALE = 24.0, 1.5  # of octaves and of a probability, beside loudness of variance 1
+PITCH_SCALE, VOICING_SCALE = 20.0, 1.5  # of octaves and of a probability, beside loudness of variance 1
 VOICING_SLOPE = 16.0  # of a voice's amplitude over the probability of one, at 0.5
-EXPANSION = 8  # of the layers that put digits together again: about a unit for two values of each coefficient
+EXPANSION = 8  # of the layers that put digits together again
+MAX_BOUNDED = 1.0 - 1e-6  # at 1, the wave would begin again
 
 
 @functools.lru_cache(maxsize=16)
@@ -69,10 +70,9 @@ def smoothed(power: Tensor, pitch: Tensor) -> Tensor:
     return torch.fft.rfft(correlation * window, dim=-1).real.transpose(1, 2).clamp(min=0.0).to(power.dtype)
 
 
-def triangle_wave(x: Tensor) -> Tensor:
-    """Identity on [-1, 1]; beyond it goes back and forth between -1 and 1, with period 4."""
-    shifted = 0.25 * (x - 1.0)
-    return (4.0 * (shifted - shifted.floor()) - 2.0).abs() - 1.0
+def sawtooth_wave(x: Tensor) -> Tensor:
+    """Identity on [-1, 1); beyond it begins again at -1, with period 2."""
+    return x - 2.0 * (0.5 * (x + 1.0)).floor()
 
 
 def to_rows(octaves: Tensor, voiced: Tensor) -> Tensor:
@@ -109,11 +109,11 @@ class AnalysisTransform(nn.Module):
     the harmonics, of which these two tell everything, would move up and down through the bands.
 
     Deviation: not in the paper. Classic codecs transform blocks of signal linearly and spend bits where the variance
-    is. A latent dimension has two bits, and the largest coefficients of a patch deserve eight: as `triangle_wave(gain *
-    tanh(u) + offset)`, several dimensions can be digits of one coefficient, coarse with gain 1, fine with 4, 16 and 64.
-    The wave makes them a reflected code: at the border of a coarse cell its fine digits do not jump.
+    is. A latent dimension has two bits, and the largest coefficients of a patch deserve eight: as `sawtooth_wave(gain *
+    tanh(u) + offset)`, several dimensions can be the digits of one number, coarse with gain 1, fine with 4, 16 and 64.
+    For that the quantizer's borders have to lie where the finer wave begins again: at -.5, 0 and .5.
 
-    `training/transform_code.py` computes weights from speech.
+    `training/transform_code.py` computes weights from speech, and the quantizer's statistics to these borders.
 
     Args:
         config: `JepaDaamConfig`.
@@ -170,7 +170,8 @@ class AnalysisTransform(nn.Module):
             weight, bias = (parameter.to(rows.dtype) for parameter in self.project.parameters())
             gain, offset = self.gain.to(rows.dtype), self.offset.to(rows.dtype)
             coefficients = F.conv1d(rows, weight, bias, self.project.stride).transpose(1, 2)
-            return triangle_wave(gain * torch.tanh(coefficients + residual.to(rows.dtype)) + offset)
+            bounded = torch.tanh(coefficients + residual.to(rows.dtype)).clamp(max=MAX_BOUNDED)
+            return sawtooth_wave(gain * bounded + offset)
 
 
 class SynthesisTransform(nn.Module):

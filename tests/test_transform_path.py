@@ -13,8 +13,8 @@ from modeling_jepa_daam.transform_path import (
     log_magnitudes,
     loudness,
     mel_filters,
+    sawtooth_wave,
     smoothed,
-    triangle_wave,
 )
 from tests.conftest import STFT, noise
 
@@ -41,10 +41,18 @@ def model(request):
     return JepaDaamModel(JepaDaamConfig(**TRANSFORM | decoder)).eval()
 
 
-def test_a_triangle_wave_is_the_identity_and_folds_beyond():
-    x = torch.tensor([-1.0, -0.5, 0.0, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, -1.5, -3.0, -4.25])
-    folded = torch.tensor([-1.0, -0.5, 0.0, 0.7, 1.0, 0.5, 0.0, -1.0, 0.0, 1.0, -0.5, 1.0, -0.25])
-    torch.testing.assert_close(triangle_wave(x), folded)
+def test_a_sawtooth_wave_is_the_identity_and_begins_again_beyond():
+    x = torch.tensor([-1.0, -0.5, 0.0, 0.75, 1.0, 1.5, 2.0, 3.0, 4.25, -1.5, -3.0, -4.25])
+    begun_again = torch.tensor([-1.0, -0.5, 0.0, 0.75, -1.0, -0.5, 0.0, -1.0, 0.25, 0.5, -1.0, -0.25])
+    torch.testing.assert_close(sawtooth_wave(x), begun_again)
+
+
+def test_the_loudest_is_not_taken_for_the_quietest(model):
+    """tanh is exactly 1 there, where the wave would begin again."""
+    transform, rows = model.encoder.transform, torch.zeros(1, model.config.transform_rows, 60)
+    residual = torch.full((1, 60 // transform.project.kernel_size[0], 16), 100.0)
+    assert transform.latents(rows, residual).min() > 0.99
+    assert transform.latents(rows, -residual).max() < -0.99
 
 
 def test_an_envelope_has_the_loudness_of_each_band():
@@ -101,14 +109,14 @@ def test_what_is_smoothed_by_its_pitch_has_no_harmonics(hz):
 
 
 def test_fine_digits_tell_more_than_coarse_ones(model):
-    """Two dimensions of one coefficient: the second one, with gain 4, moves four times as far, folded."""
+    """Two dimensions of one coefficient: the second one, with gain 4, moves four times as far, and begins again."""
     transform = model.encoder.transform
     with torch.no_grad():
         transform.project.weight[1] = transform.project.weight[0]
-        transform.gain[1], transform.offset[1] = 4.0, -1.0
+        transform.gain[1], transform.offset[1] = 4.0, 1.0
     power = model.encoder.stft_front_end.power(torch.tensor(noise(1200))[None, None])
     latents = transform.latents(transform.rows(power), torch.zeros(1, 20, 16))
-    torch.testing.assert_close(latents[..., 1], triangle_wave(4.0 * latents[..., 0] - 1.0))
+    torch.testing.assert_close(latents[..., 1], sawtooth_wave(4.0 * latents[..., 0] + 1.0))
 
 
 def test_tokens_do_not_depend_on_the_batch(model):

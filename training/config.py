@@ -204,7 +204,7 @@ class CodecOptimConfig(OptimConfig):
     encoder_learning_rate: float | None = None  # as `learning_rate` if null
     freeze_encoder: bool = False  # train the decoder alone
     freeze_reading: bool = False  # leave the decoder's layers that read digits, of which fine ones are easily blurred
-    freeze_transform: bool = False  # leave the encoder's linear transform as training/transform_code.py made it
+    freeze_transform: bool = False  # leave the linear transform and the borders of its digits as they were computed
     spectrogram_steps: int = 0  # first steps, in which the decoder's first stages learn spectrograms, no waveform
     discriminator_learning_rate: float = 0.75e-4
     discriminator_start: int = 5000  # steps before which discriminators rest, and adversarial losses are absent

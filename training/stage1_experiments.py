@@ -40,13 +40,14 @@ PLACES: dict[str, tuple[str, ...]] = {
         "optim.freeze_transform=false",
         "optim.learning_rate=1.0e-3",
     ),
-    BESIDE: (),
+    BESIDE: ("optim.learning_rate=2.5e-4",),
 }
 FRESH, TUNED, FROZEN = STARTS = ("fresh", "Stage 1, fine-tuned", "Stage 1, frozen")
-SHORTER = (  # than the runs of the model that ships
+SHORTER = (  # than the runs of the model that ships, and with an encoder that learns
     "data.segment_s=3.2",
     "data.window_s=1.6",
-    "optim.encoder_learning_rate=null",
+    "data.batch_size=12",
+    "optim.freeze_encoder=false",
     "optim.warmup_steps=50",
     "optim.average_decay=0.97",
 )

@@ -5,8 +5,8 @@
 The Karhunen-Loeve transform (principal components) of patches of the envelope makes coefficients whose variances fall
 steeply. Each latent dimension is a digit of two bits; digits are given, one at a time, to the coefficient whose error
 they lower most, so that large coefficients get four and small ones none. `modeling_jepa_daam/transform_path.py` has
-the formula. The other way, a small network learns the mean of the coefficients given all digits, and the transform goes
-back.
+the formula. The other way, the mean of each coefficient given its digits is a smooth function of the number that they
+make, which two layers have by least squares, and the transform goes back.
 
 All else is taken from `model.weights`, but for what would disturb the transform: the Conformer's last layer norm, and
 the decoder's features where the transform joins them, begin at zero.
@@ -16,6 +16,7 @@ bit allocation).
 """
 
 import heapq
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,14 +28,14 @@ import torch
 import torch.nn.functional as F
 import typer
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint
 from modeling_jepa_daam.files import write_json
 from modeling_jepa_daam.pitch import MIDDLE_F0_HZ, MIN_F0_HZ, OCTAVES, PitchTracker, class_octaves
 from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
-from modeling_jepa_daam.transform_path import AnalysisTransform, from_rows, triangle_wave
+from modeling_jepa_daam.transform_path import MAX_BOUNDED, AnalysisTransform, from_rows, sawtooth_wave
 
 from .audibility import band_weights
 from .codec import transform_rows
@@ -43,29 +44,43 @@ from .source_filter import set_source_filter
 from .train_tokenizer import CodecConfig, augment
 
 SUMMARY = "transform.json"  # what the computation found, beside `config.yaml`
-BOUND = 1.7  # standard deviations of a coefficient that tanh brings to tanh(1)
-SINGLE_BOUND = 4.0  # of one with a single digit: nearly linear
+BOUND = 2.3  # standard deviations of a coefficient that tanh brings to tanh(1)
+SINGLE_BOUND = 1.8  # of one with a single digit
 MAX_DIGITS = 4
 LEVELS = 4
+BATCH_NORM_EPS = 1e-5  # torch's, which is added to the statistics
 TRACKER_BATCH_SIZE, TRACKER_RATE = 96, 2e-3
 TEACHER_RATE, VOICED_CONFIDENCE = 16000, 0.5  # of swift-f0
 Codec = Any  # a JepaDaamModel with a transform, which its type does not promise
 TRIED = 40  # coefficients that tell what a digit is worth
-RATE, BATCH_SIZE = 1e-2, 512  # of what learns coefficients from digits
+SINGLE_UNITS = LEVELS - 1  # that read a coefficient of one digit: with a bias, they make any function of it
+RIDGE = 1e-6  # of the variance of what they tell
 
 
 def digit_latents(coefficients: Tensor, digits: int) -> Tensor:
     """Latents that carry a coefficient of variance 1 in `digits` digits: `(..., digits)`, the coarsest first."""
-    bounded = torch.tanh(coefficients / (BOUND if digits > 1 else SINGLE_BOUND))
+    bounded = torch.tanh(coefficients / (BOUND if digits > 1 else SINGLE_BOUND)).clamp(max=MAX_BOUNDED)
     gains = [float(LEVELS**digit) for digit in range(digits)]
-    return torch.stack([triangle_wave(gain * bounded - float(gain > 1.0)) for gain in gains], dim=-1)
+    return torch.stack([sawtooth_wave(gain * bounded + float(gain > 1.0)) for gain in gains], dim=-1)
+
+
+def set_borders(quantizer: FiniteScalarQuantizer) -> None:
+    """Let the quantizer's statistics say what puts its borders at -.5, 0 and .5, where a finer wave begins again.
+
+    With those of a batch, borders would lie where the spread of each digit puts them, up to a seventh away: there a
+    coarse digit and its fine ones would speak of different cells.
+    """
+    scale = 0.5 / (quantizer.temperature * math.atanh(0.5))
+    quantizer.running_mean.zero_()
+    quantizer.running_var.fill_(scale**2 - BATCH_NORM_EPS)
 
 
 def distortions(coefficients: Tensor, temperature: float) -> list[float]:
     """Mean squared error of coefficients of variance 1, `(samples,)`, decoded from 0 to `MAX_DIGITS` digits."""
     errors = [1.0]
     for digits in range(1, MAX_DIGITS + 1):
-        quantizer = FiniteScalarQuantizer([LEVELS] * digits, temperature, normalize=True).train()
+        quantizer = FiniteScalarQuantizer([LEVELS] * digits, temperature, normalize=True).eval()
+        set_borders(quantizer)
         indices = quantizer(digit_latents(coefficients, digits)[None])[1][0]
         cells = (indices * LEVELS ** torch.arange(digits)).sum(dim=1)
         count = torch.bincount(cells, minlength=LEVELS**digits).clamp(min=1)
@@ -249,11 +264,9 @@ def set_analysis(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor, list[in
             transform.project.weight[dimension] = scaled.view(patches.shape[1:]) * weights
             transform.project.bias[dimension] = -(scaled @ mean)
             transform.gain[dimension] = float(LEVELS**digit)
-            transform.offset[dimension] = -float(digit > 0)
+            transform.offset[dimension] = float(digit > 0)
             dimension += 1
-    latents = latents_of(codec, patches)
-    codec.quantizer.running_mean.copy_(latents.mean(dim=0))
-    codec.quantizer.running_var.copy_(latents.var(dim=0))
+    set_borders(codec.quantizer)
     kept = sum(count > 0 for count in digits)
     return patches.mean(dim=0), basis[:kept].view(kept, *patches.shape[1:]), digits
 
@@ -281,8 +294,9 @@ def latents_of(codec: Codec, patches: Tensor) -> Tensor:
     return torch.cat([codec.encoder.transform.latents(part, nothing)[:, 0] for part in patches.split(4096)])
 
 
-def set_synthesis(codec: Codec, patches: Tensor, mean: Tensor, basis: Tensor, digits: list[int], steps: int) -> float:
-    """Learn coefficients from digits, and set the transform back.
+@torch.no_grad()
+def set_synthesis(codec: Codec, patches: Tensor, mean: Tensor, basis: Tensor, digits: list[int]) -> float:
+    """Find coefficients from digits, and set the transform back.
 
     Returns:
         Share of the patches' variance that is lost, of rows with their weights.
@@ -291,69 +305,57 @@ def set_synthesis(codec: Codec, patches: Tensor, mean: Tensor, basis: Tensor, di
     kept, bands = basis.shape[:2]
     if kept == codec.config.hidden_size:
         raise ValueError("no dimension is left for the mean patch: every coefficient has one digit")
-    with torch.no_grad():
-        values = codec.quantizer.eval()(latents_of(codec, patches)[None])[0][0]
-        weights = row_weights(codec)
-        wanted = ((patches - mean) * weights).flatten(1) @ basis.flatten(1).T
-        scale = wanted.std(dim=0)
-        synthesis.patches.weight.zero_()
-        synthesis.patches.bias.zero_()
-        synthesis.patches.weight[:kept, :bands] = basis * scale[:, None, None] / weights
-        synthesis.patches.weight[kept, :bands] = mean  # of a coefficient that is always 1
-    learn_coefficients(synthesis, values, wanted / scale, digits[:kept], steps)
-    with torch.no_grad():
-        synthesis.reduce.bias[kept] = 1.0
-        lost = total = 0.0
-        for part, value in zip(patches.split(4096), values.split(4096), strict=True):
-            lost += (weights * (part - synthesis(value[..., None])[:, :bands])).square().sum().item()
-            total += (weights * (part - mean)).square().sum().item()
+    values = codec.quantizer.eval()(latents_of(codec, patches)[None])[0][0]
+    weights = row_weights(codec)
+    wanted = ((patches - mean) * weights).flatten(1) @ basis.flatten(1).T
+    scale = wanted.std(dim=0)
+    synthesis.patches.weight.zero_()
+    synthesis.patches.bias.zero_()
+    synthesis.patches.weight[:kept, :bands] = basis * scale[:, None, None] / weights
+    synthesis.patches.weight[kept, :bands] = mean  # of a coefficient that is always 1
+    set_reading(synthesis, values, wanted / scale, digits[:kept])
+    synthesis.reduce.bias[kept] = 1.0
+    lost = total = 0.0
+    for part, value in zip(patches.split(4096), values.split(4096), strict=True):
+        lost += (weights * (part - synthesis(value[..., None])[:, :bands])).square().sum().item()
+        total += (weights * (part - mean)).square().sum().item()
     return lost / total
 
 
-def learn_coefficients(synthesis: Any, values: Tensor, wanted: Tensor, digits: list[int], steps: int) -> None:
-    """Teach two layers the mean of each coefficient given its digits; a hidden unit serves one coefficient.
+@torch.no_grad()
+def set_reading(synthesis: Any, values: Tensor, wanted: Tensor, digits: list[int]) -> None:
+    """Set two layers to the mean of each coefficient given its digits, by least squares.
 
-    Which way a fine digit counts depends on the coarse one: among the digits of all coefficients, layers that begin
-    dense do not find that out.
+    Quantized digits of a coefficient, each a fourth of the one before, sum up to the middle of its cell in [-1, 1], of
+    which the coefficient is a smooth function. Hidden units that bend at evenly spaced places of it make that.
 
     Args:
         synthesis: `SynthesisTransform` whose layers they are.
         values: `(patches, dimensions)`, quantized latents.
         wanted: `(patches, coefficients)`, of variance 1.
         digits: Of each coefficient.
-        steps: Of gradient descent.
     """
     expand, reduce = synthesis.expand, synthesis.reduce
-    cells = torch.tensor([LEVELS**count for count in digits])
-    ends = (cells.cumsum(0) * min(1.0, expand.out_channels / int(cells.sum()))).long().tolist()
-    reads, writes = torch.zeros_like(expand.weight[..., 0]), torch.zeros_like(reduce.weight[..., 0])
-    start = dimension = 0
-    for coefficient, (end, count) in enumerate(zip(ends, digits, strict=True)):
-        reads[start:end, dimension : dimension + count] = 1.0
-        writes[coefficient, start:end] = 1.0
-        start, dimension = end, dimension + count
-    with torch.no_grad():
-        expand.weight.normal_(std=4.0).mul_(reads[..., None])
-        expand.bias.uniform_(-3.0, 3.0)
-        reduce.weight.normal_(std=0.1).mul_(writes[..., None])
-        reduce.bias.zero_()
-    layers = nn.ModuleList([expand, reduce])
-    optimizer = torch.optim.Adam(layers.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        rows = torch.randint(len(values), (BATCH_SIZE,), generator=generator)
-        # As products of matrices: one column at a time, a convolution takes three times as long.
-        hidden = F.silu(F.linear(values[rows], expand.weight[..., 0], expand.bias))
-        predicted = F.linear(hidden, reduce.weight[..., 0], reduce.bias)
-        loss = (predicted[:, : len(digits)] - wanted[rows]).square().mean(dim=0).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        expand.weight.grad *= reads[..., None]
-        reduce.weight.grad *= writes[..., None]
-        reduce.bias.grad[len(digits) :] = 0.0
-        optimizer.step()
-        schedule.step()
+    for parameter in (*expand.parameters(), *reduce.parameters()):
+        parameter.zero_()
+    singles = digits.count(1)
+    shared = (expand.out_channels - SINGLE_UNITS * singles) // max(1, len(digits) - singles)
+    unit = dimension = 0
+    for coefficient, count in enumerate(digits):
+        units = SINGLE_UNITS if count == 1 else shared
+        rows, read = slice(unit, unit + units), slice(dimension, dimension + count)
+        slope = 2.0 ** math.ceil(math.log2(2 * units))  # as its products with powers of a fourth, exact in float16
+        places = (2.0 * torch.arange(units) + 1.0) / units - 1.0
+        expand.weight[rows, read, 0] = slope * LEVELS ** -torch.arange(count, dtype=torch.float32)
+        expand.bias[rows] = (-slope * places).half().float()  # as weights are shipped
+        hidden = F.silu(F.linear(values[:, read], expand.weight[rows, read, 0], expand.bias[rows])).double()
+        told, target = hidden - hidden.mean(dim=0), wanted[:, coefficient].double()
+        gram = told.T @ told
+        ridge = RIDGE * gram.diagonal().mean() * torch.eye(units, dtype=torch.float64)
+        solved = torch.linalg.solve(gram + ridge, told.T @ (target - target.mean()))
+        reduce.weight[coefficient, rows, 0] = solved.float()
+        reduce.bias[coefficient] = (target.mean() - hidden.mean(dim=0) @ solved).float()
+        unit, dimension = unit + units, dimension + count
 
 
 @torch.no_grad()
@@ -387,7 +389,7 @@ def take_weights(codec: Codec, weights: str) -> None:
     codec.load_state_dict(fitting, strict=False)
 
 
-def main(config: CodecConfig, num_batches: int = 400, steps: int = 8000, tracker_steps: int = 2000) -> Path:
+def main(config: CodecConfig, num_batches: int = 400, tracker_steps: int = 2000) -> Path:
     """Compute the weights, and return the folder of the codec."""
     began = time.monotonic()
     model_config: JepaDaamConfig = config.model_config()
@@ -419,7 +421,7 @@ def main(config: CodecConfig, num_batches: int = 400, steps: int = 8000, tracker
     patches = collect_patches(config, codec, num_batches)
     typer.echo(f"{len(patches)} patches of {patches.shape[1]} rows and {patches.shape[2]} spectra")
     mean, basis, digits = set_analysis(codec, patches)
-    lost = set_synthesis(codec, patches, mean, basis, digits, steps)
+    lost = set_synthesis(codec, patches, mean, basis, digits)
     typer.echo(f"variance that is lost: {lost:.4f}")
     if tracker is not None:
         told["coded_cents"], told["coded_voicing_error"] = pitch_errors(*decoded_pitch(codec, patches), voices.octaves)

@@ -24,7 +24,7 @@ MIN_WIDTH_HZ = 100.0  # over which a spectrum is smoothed, whatever the pitch
 PITCH_SCALE, VOICING_SCALE = 20.0, 1.5  # of octaves and of a probability, beside loudness of variance 1
 VOICING_SLOPE = 16.0  # of a voice's amplitude over the probability of one, at 0.5
 EXPANSION = 8  # of the layers that put digits together again
-MAX_BOUNDED = 1.0 - 1e-6  # at 1, the wave would begin again
+MAX_BOUNDED = 1.0 - 1e-6  # at 1, and at what a runtime's tanh may make less than -1, the wave would begin again
 
 
 @functools.lru_cache(maxsize=16)
@@ -170,7 +170,7 @@ class AnalysisTransform(nn.Module):
             weight, bias = (parameter.to(rows.dtype) for parameter in self.project.parameters())
             gain, offset = self.gain.to(rows.dtype), self.offset.to(rows.dtype)
             coefficients = F.conv1d(rows, weight, bias, self.project.stride).transpose(1, 2)
-            bounded = torch.tanh(coefficients + residual.to(rows.dtype)).clamp(max=MAX_BOUNDED)
+            bounded = torch.tanh(coefficients + residual.to(rows.dtype)).clamp(-MAX_BOUNDED, MAX_BOUNDED)
             return sawtooth_wave(gain * bounded + offset)
 
 

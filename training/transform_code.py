@@ -59,7 +59,7 @@ RIDGE = 1e-6  # of the variance of what they tell
 
 def digit_latents(coefficients: Tensor, digits: int) -> Tensor:
     """Latents that carry a coefficient of variance 1 in `digits` digits: `(..., digits)`, the coarsest first."""
-    bounded = torch.tanh(coefficients / (BOUND if digits > 1 else SINGLE_BOUND)).clamp(max=MAX_BOUNDED)
+    bounded = torch.tanh(coefficients / (BOUND if digits > 1 else SINGLE_BOUND)).clamp(-MAX_BOUNDED, MAX_BOUNDED)
     gains = [float(LEVELS**digit) for digit in range(digits)]
     return torch.stack([sawtooth_wave(gain * bounded + float(gain > 1.0)) for gain in gains], dim=-1)
 

@@ -18,6 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/jepa-audio encode $(SAMPLE) --output demo --overwrite
 	$(BIN)/jepa-audio decode demo/$(notdir $(SAMPLE:.flac=.jepa)) --output demo --overwrite
 	$(BIN)/jepa-audio plot $(SAMPLE) --output demo/$(notdir $(SAMPLE:.flac=.png))
+	rm -rf demo/evaluation
 	$(BIN)/jepa-audio evaluate $(dir $(SAMPLE)) --system $(MODEL) --judges pitch,opinion --output demo/evaluation
 	@sed -n '/^## audio/,/^## Tokens/p' demo/evaluation/report.md | sed '$$d'
 	@ls -l demo

@@ -108,6 +108,7 @@ def test_five_channels_of_a_file_are_averaged():
         (_wav_bytes(np.zeros(0), 24000), ValueError, "audio bytes is empty"),
         (_wav_bytes(np.array([0.0, np.nan]), 8000, subtype="FLOAT"), ValueError, "must be finite"),
     ],
+    ids=lambda value: "bytes" if isinstance(value, bytes) else None,  # not the time in them
 )
 def test_bad_audio_is_refused_by_name(audio, error, message):
     with pytest.raises(error, match=message):

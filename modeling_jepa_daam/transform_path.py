@@ -75,6 +75,11 @@ def sawtooth_wave(x: Tensor) -> Tensor:
     return x - 2.0 * (0.5 * (x + 1.0)).floor()
 
 
+def to_digits(coefficients: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """Digits of the bounded coefficients, not yet quantized, in [-1, 1); arguments have shapes that go together."""
+    return sawtooth_wave(gain * torch.tanh(coefficients).clamp(-MAX_BOUNDED, MAX_BOUNDED) + offset)
+
+
 def to_rows(octaves: Tensor, voiced: Tensor) -> Tensor:
     """Octaves above 150 Hz and probability of a voice, `(batch, spectra)`, as two rows: `(batch, 2, spectra)`."""
     return torch.stack([PITCH_SCALE * octaves, VOICING_SCALE * (voiced - 0.5)], dim=1)
@@ -170,8 +175,7 @@ class AnalysisTransform(nn.Module):
             weight, bias = (parameter.to(rows.dtype) for parameter in self.project.parameters())
             gain, offset = self.gain.to(rows.dtype), self.offset.to(rows.dtype)
             coefficients = F.conv1d(rows, weight, bias, self.project.stride).transpose(1, 2)
-            bounded = torch.tanh(coefficients + residual.to(rows.dtype)).clamp(-MAX_BOUNDED, MAX_BOUNDED)
-            return sawtooth_wave(gain * bounded + offset)
+            return to_digits(coefficients + residual.to(rows.dtype), gain, offset)
 
 
 class SynthesisTransform(nn.Module):

@@ -35,7 +35,7 @@ from modeling_jepa_daam.checkpoint import save_checkpoint
 from modeling_jepa_daam.files import write_json
 from modeling_jepa_daam.pitch import MIDDLE_F0_HZ, MIN_F0_HZ, OCTAVES, PitchTracker, class_octaves
 from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
-from modeling_jepa_daam.transform_path import MAX_BOUNDED, AnalysisTransform, from_rows, sawtooth_wave
+from modeling_jepa_daam.transform_path import AnalysisTransform, from_rows, to_digits
 
 from .audibility import band_weights
 from .codec import transform_rows
@@ -59,9 +59,14 @@ RIDGE = 1e-6  # of the variance of what they tell
 
 def digit_latents(coefficients: Tensor, digits: int) -> Tensor:
     """Latents that carry a coefficient of variance 1 in `digits` digits: `(..., digits)`, the coarsest first."""
-    bounded = torch.tanh(coefficients / (BOUND if digits > 1 else SINGLE_BOUND)).clamp(-MAX_BOUNDED, MAX_BOUNDED)
-    gains = [float(LEVELS**digit) for digit in range(digits)]
-    return torch.stack([sawtooth_wave(gain * bounded + float(gain > 1.0)) for gain in gains], dim=-1)
+    scaled = coefficients / (BOUND if digits > 1 else SINGLE_BOUND)
+    return to_digits(scaled[..., None], *gains_and_offsets(digits))
+
+
+def gains_and_offsets(digits: int) -> tuple[Tensor, Tensor]:
+    """What `to_digits` takes to make so many digits of one coefficient, the coarsest first: `(digits,)` each."""
+    places = torch.arange(digits)
+    return float(LEVELS) ** places, (places > 0).float()
 
 
 def set_borders(quantizer: FiniteScalarQuantizer) -> None:
@@ -260,11 +265,11 @@ def set_analysis(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor, list[in
     dimension = 0
     for vector, variance, count in zip(basis, variances, digits, strict=True):
         scaled = vector / (variance.sqrt() * (BOUND if count > 1 else SINGLE_BOUND))
-        for digit in range(count):
+        for gain, offset in zip(*gains_and_offsets(count), strict=True):
             transform.project.weight[dimension] = scaled.view(patches.shape[1:]) * weights
             transform.project.bias[dimension] = -(scaled @ mean)
-            transform.gain[dimension] = float(LEVELS**digit)
-            transform.offset[dimension] = float(digit > 0)
+            transform.gain[dimension] = gain
+            transform.offset[dimension] = offset
             dimension += 1
     set_borders(codec.quantizer)
     kept = sum(count > 0 for count in digits)

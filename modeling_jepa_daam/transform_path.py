@@ -25,6 +25,7 @@ PITCH_SCALE, VOICING_SCALE = 20.0, 1.5  # of octaves and of a probability, besid
 VOICING_SLOPE = 16.0  # of a voice's amplitude over the probability of one, at 0.5
 EXPANSION = 8  # of the layers that put digits together again
 MAX_BOUNDED = 1.0 - 1e-6  # at 1, and at what a runtime's tanh may make less than -1, the wave would begin again
+FINER = 2.0  # a gain above it makes a finer digit of the number before; one below, the first digit of the next
 
 
 @functools.lru_cache(maxsize=16)
@@ -78,6 +79,16 @@ def sawtooth_wave(x: Tensor) -> Tensor:
 def to_digits(coefficients: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     """Digits of the bounded coefficients, not yet quantized, in [-1, 1); arguments have shapes that go together."""
     return sawtooth_wave(gain * torch.tanh(coefficients).clamp(-MAX_BOUNDED, MAX_BOUNDED) + offset)
+
+
+def of_first_digits(values: Tensor, gain: Tensor) -> Tensor:
+    """Each dimension's value, `(..., dimensions)`, replaced by that of its number's first digit.
+
+    Digits of one number have to agree: what is added to it must be the same for all of them, to the last bit.
+    """
+    first = gain < FINER
+    number = first.long().cumsum(0)
+    return values @ ((number == number[:, None]) & first).to(values.dtype).T
 
 
 def to_rows(octaves: Tensor, voiced: Tensor) -> Tensor:
@@ -169,13 +180,16 @@ class AnalysisTransform(nn.Module):
     def latents(self, rows: Tensor, residual: Tensor) -> Tensor:
         """Latents `(batch, frames, dimensions)`, of coefficients of `rows` with `residual`, of that shape, added.
 
+        Digits of one coefficient all take what `residual` has for the first of them.
+
         In float32 at least, whatever the weights' type: fine digits need more than 8 bits.
         """
         with torch.autocast(rows.device.type, enabled=False):
             weight, bias = (parameter.to(rows.dtype) for parameter in self.project.parameters())
             gain, offset = self.gain.to(rows.dtype), self.offset.to(rows.dtype)
             coefficients = F.conv1d(rows, weight, bias, self.project.stride).transpose(1, 2)
-            return to_digits(coefficients + residual.to(rows.dtype), gain, offset)
+            added = of_first_digits(residual.to(rows.dtype), gain)
+            return to_digits(coefficients + added, gain, offset)
 
 
 class SynthesisTransform(nn.Module):

@@ -5,6 +5,7 @@ import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from tests.conftest import SPEECH
+from tests.test_train_tokenizer import config_of
 from training.teacher import WhisperTeacher, semantic_loss
 
 
@@ -51,3 +52,25 @@ def test_the_loss_is_a_cosine_distance_over_valid_frames():
     spoiled = predicted.clone()
     spoiled[1, 15:] *= -1
     torch.testing.assert_close(semantic_loss(spoiled, taught, lengths, 9600), torch.tensor(0.0), rtol=0, atol=1e-6)
+
+
+def test_the_gradient_of_words_reaches_the_reconstruction_alone(whisper):
+    teacher = WhisperTeacher(str(whisper)).train()
+    assert not teacher.encoder.training
+    real = 0.1 * torch.randn(2, 9600, generator=torch.Generator().manual_seed(0))
+    generated, real = (0.5 * real.flip(0)).requires_grad_(), real.requires_grad_()
+    lengths = torch.tensor([9600, 4800])
+    same, distance = (teacher.distance(heard, real, 24000, lengths) for heard in (real.detach(), generated))
+    assert same.item() == pytest.approx(0.0, abs=1e-6)
+    assert distance.item() > same.item() + 5e-6
+    distance.backward()
+    assert generated.grad.abs().max() > 0.0
+    assert real.grad is None
+
+
+def test_a_teacher_needs_something_to_teach(tmp_path):
+    message = "`losses.semantic` or `losses.words` above 0, and `losses.teacher`, need each other"
+    for change in ("losses.words=1.0", "losses.semantic=1.0", "losses.teacher=somewhere"):
+        with pytest.raises(ValueError, match=message):
+            config_of("no.tar", tmp_path, change)
+    config_of("no.tar", tmp_path, "losses.words=1.0", "losses.teacher=somewhere")

@@ -13,6 +13,7 @@ from modeling_jepa_daam.transform_path import (
     log_magnitudes,
     loudness,
     mel_filters,
+    of_first_digits,
     sawtooth_wave,
     smoothed,
 )
@@ -53,6 +54,32 @@ def test_the_loudest_is_not_taken_for_the_quietest(model):
     residual = torch.full((1, 60 // transform.project.kernel_size[0], 16), 100.0)
     assert transform.latents(rows, residual).min() > 0.99
     assert transform.latents(rows, -residual).max() < -0.99
+
+
+def test_digits_of_a_number_take_the_residual_of_the_first():
+    """Two numbers of three and of two digits, and one of a single digit."""
+    gain = torch.tensor([0.9, 4.0, 16.0, 1.0, 4.0, 1.1])
+    values = torch.tensor([[[0.1, 7.0, 8.0, 0.2, 9.0, 0.3]]])
+    assert of_first_digits(values, gain).tolist() == torch.tensor([[[0.1, 0.1, 0.1, 0.2, 0.2, 0.3]]]).tolist()
+
+
+def test_digits_agree_whatever_the_network_adds(model):
+    """Decoded, coarse and fine digit are the sum that was coded, to the fine one's half step."""
+    transform = model.encoder.transform
+    with torch.no_grad():
+        transform.project.weight.normal_(std=0.02)
+        pairs = transform.project.weight.unflatten(0, (-1, 2))
+        pairs[:, 1] = pairs[:, 0]  # each coefficient has two digits
+        transform.project.bias.zero_()
+        transform.gain.copy_(torch.tensor([1.0, 4.0]).repeat(8))
+        transform.offset.copy_(torch.tensor([0.0, 1.0]).repeat(8))
+        rows = torch.randn(1, model.config.transform_rows, 60)
+        residual = torch.randn(1, 60 // transform.project.kernel_size[0], 16)
+        coarse, fine = transform.latents(rows, residual).unflatten(2, (8, 2)).unbind(3)
+        alone = torch.nn.functional.conv1d(rows, transform.project.weight, None, transform.project.stride)
+        coded = torch.tanh(alone.transpose(1, 2)[..., ::2] + residual[..., ::2])
+    middles = (2.0 * coarse).floor() / 2.0 + 0.25  # of four cells
+    torch.testing.assert_close(middles + fine / 4.0, coded, atol=1e-5, rtol=0)
 
 
 def test_an_envelope_has_the_loudness_of_each_band():

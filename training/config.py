@@ -223,6 +223,7 @@ class LossConfig:
     semantic: float = 0.0  # features of `teacher`, while spectrograms are learned; not in the paper
     envelope: float = 0.0  # predicted beside waveforms, if it has a source of harmonics; not in the paper
     pitch: float = 0.25  # of the decoder, if it has a source of harmonics; not in the paper
+    words: float = 0.0  # distance of features by `teacher`, of waveforms; not in the paper
     teacher: str | None = None  # Whisper model, folder or Hub id
     speaker: float = 0.0  # distance of embeddings by `speaker_encoder`, of waveforms; not in the paper
     speaker_encoder: str | None = None  # SpeechBrain's ECAPA-TDNN: file, folder or Hub id
@@ -276,10 +277,10 @@ class CodecConfig(TrainingConfig):
             lowest, highest = self._value(key)
             if not low <= lowest <= highest <= high:
                 raise ValueError(f"`{key}` must be a range within [{low:g}, {high:g}], got {self._value(key)}")
-        if (self.losses.semantic > 0.0) != (self.losses.teacher is not None):
-            raise ValueError("`losses.semantic` above 0 and `losses.teacher` need each other")
+        if (self.losses.semantic + self.losses.words > 0.0) != (self.losses.teacher is not None):
+            raise ValueError("`losses.semantic` or `losses.words` above 0, and `losses.teacher`, need each other")
         if self.losses.semantic > 0.0 and self.optim.spectrogram_steps == 0:
-            raise ValueError("`losses.semantic` needs `optim.spectrogram_steps`: the teacher is heard in these alone")
+            raise ValueError("`losses.semantic` needs `optim.spectrogram_steps`: features are predicted in these alone")
         if (self.losses.speaker > 0.0) != (self.losses.speaker_encoder is not None):
             raise ValueError("`losses.speaker` above 0 and `losses.speaker_encoder` need each other")
         if self.losses.waveform == self.losses.stft == self.losses.mel == 0.0:

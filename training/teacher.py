@@ -40,8 +40,16 @@ class WhisperTeacher(nn.Module):
         filters = mel_filter_bank(FFT_SIZE // 2 + 1, bands, 0.0, RATE / 2, RATE, "slaney", "slaney")
         self.register_buffer("filters", torch.tensor(filters, dtype=torch.float32), persistent=False)
 
+    def train(self, mode: bool = True):
+        """Stay in evaluation mode."""
+        return super().train(False)
+
     @torch.no_grad()
     def forward(self, samples: Tensor, sampling_rate: int) -> Tensor:
+        """As `features`, to be learned: no gradient goes back."""
+        return self.features(samples, sampling_rate)
+
+    def features(self, samples: Tensor, sampling_rate: int) -> Tensor:
         """Features of waveforms.
 
         Args:
@@ -58,6 +66,18 @@ class WhisperTeacher(nn.Module):
         for layer in encoder.layers:
             hidden = layer(hidden, None)
         return F.layer_norm(encoder.layer_norm(hidden).float(), (self.num_features,))
+
+    def distance(self, generated: Tensor, real: Tensor, sampling_rate: int, lengths: Tensor) -> Tensor:
+        """How far what is said in reconstructions is from what is said in the originals: scalar, as `semantic_loss`.
+
+        Args:
+            generated: `(batch, samples)`, as `features` takes them.
+            real: The same.
+            sampling_rate: Theirs (Hz).
+            lengths: `(batch,)`, int64, valid samples of each clip.
+        """
+        heard, taught = self.features(generated, sampling_rate), self(real, sampling_rate)
+        return semantic_loss(heard, taught, lengths, real.shape[-1])
 
     def log_mel(self, samples: Tensor, sampling_rate: int) -> Tensor:
         """Whisper's input: `(batch, bands, frames)`, an even number of frames, 100 a second."""

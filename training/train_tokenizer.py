@@ -155,6 +155,8 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
                         for waveform in (result.real, result.generated)
                     )
                     losses = reconstruction_losses(result, real, generated, bandwidth_hz, config, rate)
+                    if teacher is not None and weights["words"] > 0.0:
+                        losses["words"] = teacher.distance(generated, real, rate, result.lengths)
                     if speaker_teacher is not None:
                         losses["speaker"] = speaker_teacher(generated, real, rate)
                 norms = {}
@@ -241,7 +243,7 @@ def make_models(
         speaker_teacher = None if encoder is None else SpeakerTeacher(encoder)
     except (OSError, ValueError) as error:
         raise ValueError(f"`losses.speaker_encoder`: no ECAPA-TDNN at {encoder}: {error}") from error
-    taught = 0 if teacher is None else teacher.num_features
+    taught = 0 if teacher is None or config.losses.semantic == 0.0 else teacher.num_features
     optim = config.optim
     predicted = optim.spectrogram_steps > 0 or config.losses.envelope > 0.0
     training = CodecForTraining(
@@ -339,6 +341,7 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
         "semantic": weights.semantic,
         "envelope": weights.envelope,
         "pitch": weights.pitch,
+        "words": weights.words,
         "speaker": weights.speaker,
         "adversarial": weights.adversarial,
         "feature_matching": weights.feature_matching,

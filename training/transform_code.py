@@ -295,7 +295,7 @@ def decoded_pitch(codec: Codec, patches: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def latents_of(codec: Codec, patches: Tensor) -> Tensor:
     """Latents `(patches, dimensions)` of patches of rows, by the transform alone."""
-    nothing = torch.zeros(())  # of the network
+    nothing = torch.zeros(codec.config.hidden_size)  # of the network
     return torch.cat([codec.encoder.transform.latents(part, nothing)[:, 0] for part in patches.split(4096)])
 
 

@@ -28,7 +28,7 @@ from .files import verify_weights
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_tokens, pack_frames, unpack_frames
 from .quantizer import FiniteScalarQuantizer
-from .source_filter_head import SourceFilterHead
+from .source_filter_head import SourceFilterHead, white_noise
 from .transform_path import AnalysisTransform
 
 # Chunks that an accelerator encodes at once. On CPU each runs alone: see `JepaDaamModel.encode_waveforms`.
@@ -165,6 +165,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
             init.zeros_(module.offset)
         elif isinstance(module, SourceFilterHead):
             init.zeros_(module.share)
+            init.copy_(module.noise, torch.from_numpy(white_noise()))
         elif isinstance(module, FiniteScalarQuantizer) and module.normalize:
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)

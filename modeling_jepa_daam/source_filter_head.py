@@ -35,6 +35,10 @@ class SourceFilterHead(nn.Module):
     Deviation: the paper's decoder makes waveforms by convolution. The harmonics of a voice follow from its pitch, noise
     is any: only their envelope is left to learn, and for each bin the share of harmonics in a voice.
 
+    The noise is cut from a table that is stored with the weights: white, until `training/even_noise.py` makes it as
+    loud at any time and frequency as at any other. Noise of chance is not, and whatever it is louder or softer by is an
+    error of the reconstruction.
+
     Sources: Wang et al. 2019 (neural source-filter models); Engel et al. 2020 (DDSP).
 
     Args:
@@ -43,9 +47,12 @@ class SourceFilterHead(nn.Module):
         sampling_rate: Of the waveform (Hz).
     """
 
+    noise: Tensor
+
     def __init__(self, channels: int, hop_length: int, sampling_rate: int):
         super().__init__()
         self.hop_length, self.sampling_rate = hop_length, sampling_rate
+        self.register_buffer("noise", torch.from_numpy(white_noise().copy()))
         self.fft_size = OVERLAP * hop_length
         bins = self.fft_size // 2 + 1
         self.project = nn.Conv1d(channels, bins, kernel_size=1)
@@ -87,7 +94,7 @@ class SourceFilterHead(nn.Module):
         hop_length = pitch.shape[2] * self.hop_length
         with torch.autocast(pitch.device.type, enabled=False):
             voice = harmonics(pitch, hop_length, self.sampling_rate)
-            sources = torch.stack([voice, noise(latents, hop_length)], dim=1).to(voiced.dtype)
+            sources = torch.stack([voice, noise_of(latents, hop_length, self.noise)], dim=1).to(voiced.dtype)
             if frame_mask is not None:
                 sources = sources * frame_mask[:, None, :, None]
             spectrum = stft(sources.flatten(0, 1).flatten(1), self.hop_length).unflatten(0, (-1, 2))
@@ -123,29 +130,34 @@ def harmonics(pitch: Tensor, hop_length: int, sampling_rate: int) -> Tensor:
     return torch.where(whole, count.expand_as(summed), summed)
 
 
-def noise(latents: Tensor, hop_length: int) -> Tensor:
-    """White noise of variance 1, another one for other latents: `(batch, frames, hop_length)`.
+def noise_of(latents: Tensor, hop_length: int, table: Tensor) -> Tensor:
+    """Pieces of a table, another one for other latents: `(batch, frames, hop_length)`, float32.
 
     Args:
         latents: `(batch, dimensions, frames)`, quantized.
         hop_length: Samples a frame.
+        table: `(NOISE_SAMPLES,)`, of variance 1.
     """
     whole = (16.0 * latents.detach().float()).round()
-    table, factors = noise_tensors(latents.shape[1], whole.device)
+    factors = place_factors(latents.shape[1], whole.device)
     starts = (factors * whole).sum(dim=1)  # exact, for it stays below 2^24: the same on any machine
     places = (starts.long()[..., None] + torch.arange(hop_length, device=whole.device)) % NOISE_SAMPLES
-    return table[places]
+    return table.float()[places]
 
 
 @torch.compiler.assume_constant_result
-def noise_tensors(dimensions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What `noise_table` has, `(samples,)` and `(dimensions, 1)`, float32: a constant for `torch.compile`."""
-    table, factors = noise_table(dimensions)
-    return torch.from_numpy(table).to(device), torch.tensor(factors[:, None], dtype=torch.float32, device=device)
+def place_factors(dimensions: int, device: torch.device) -> Tensor:
+    """What each dimension counts in the place where a piece begins, `(dimensions, 1)`, float32."""
+    return torch.from_numpy(_random_numbers(dimensions)[1]).to(device)[:, None]
+
+
+def white_noise() -> np.ndarray:
+    """`(NOISE_SAMPLES,)`, float32, of variance 1: what a head begins with."""
+    return _random_numbers(0)[0]
 
 
 @functools.lru_cache(maxsize=4)
-def noise_table(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise to cut pieces from, and what each dimension counts in the place where a piece begins."""
+def _random_numbers(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.RandomState(NOISE_SEED)  # the one whose numbers NumPy promises to keep
-    return generator.standard_normal(NOISE_SAMPLES).astype(np.float32), generator.randint(0, 4096, dimensions)
+    table = generator.standard_normal(NOISE_SAMPLES).astype(np.float32)
+    return table, generator.randint(0, 4096, dimensions).astype(np.float32)

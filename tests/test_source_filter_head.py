@@ -7,13 +7,30 @@ import pytest
 import torch
 
 from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
-from modeling_jepa_daam.source_filter_head import HIGHEST_HARMONIC, SourceFilterHead, Sources, harmonics, noise
+from modeling_jepa_daam.source_filter_head import (
+    HIGHEST_HARMONIC,
+    SourceFilterHead,
+    Sources,
+    harmonics,
+    noise_of,
+    white_noise,
+)
+from modeling_jepa_daam.stft_front_end import stft
 from modeling_jepa_daam.transform_path import loudness
 from tests.conftest import TINY
+from training.even_noise import even_noise, set_even_noise
 from training.source_filter import band_nearness, read_source_filter, set_source_filter
 from training.spectrogram_head import SpectrogramHead
 
 HOP, RATE = 9600, 24000
+
+
+def harmonic_config(bands: int, channels: int) -> JepaDaamConfig:
+    """Of a small codec whose last stage, of so many channels, is at 375 Hz."""
+    stages = {"encoder_stft_stages": 2, "decoder_istft_stages": 2, "decoder_channels": (8, 9, channels)}
+    shape = {"downsampling_ratios": (8, 8, 5, 30), "decoder_kernel_sizes": ((3,), (3,)), "transform_bands": bands}
+    lists = {"encoder_channels": (6, 8, 8), "encoder_residual_blocks": (1, 1), "encoder_kernel_sizes": (3, 3)}
+    return JepaDaamConfig(**TINY | stages | shape | lists | {"harmonic_source": True})
 
 
 def constant_pitch(hz: float, frames: int = 3) -> torch.Tensor:
@@ -50,12 +67,59 @@ def test_a_gliding_pitch_has_no_steps():
 def test_noise_is_white_and_another_one_for_other_latents():
     latents = (torch.randint(0, 4, (1, 128, 50), generator=torch.Generator().manual_seed(0)) * 2 - 3) / 4
     latents[..., 7] = latents[..., 3]
-    sound = noise(latents, HOP)
+    sound = noise_of(latents, HOP, torch.from_numpy(white_noise()))
     assert sound.shape == (1, 50, HOP)
     assert sound.std().item() == pytest.approx(1.0, abs=0.02)
     assert torch.equal(sound[0, 7], sound[0, 3])
     correlation = np.corrcoef(sound[0, :7].numpy())
     assert np.abs(correlation - np.eye(7)).max() < 0.1
+
+
+def spread_db(sound: torch.Tensor, hop: int) -> float:
+    """How far levels of short stretches of narrow bands are from each other."""
+    return (20.0 * stft(sound[None], hop)[0, 1:-1].abs().log10()).std().item()
+
+
+def test_even_noise_is_as_loud_everywhere():
+    """Half as far from it, and less, as noise of chance; and still noise: white, and nowhere like itself."""
+    white = torch.from_numpy(white_noise())
+    even = even_noise(white, rounds=30)
+    for hop in (320, 160):
+        assert spread_db(white, hop) > 5.0
+        assert spread_db(even, hop) < 2.6
+    assert even.std().item() == pytest.approx(1.0, abs=1e-3)
+    levels = stft(even[None], 320)[0].abs().square().mean(dim=1)[1:-1]
+    assert levels.max() / levels.min() < 1.5
+    correlation = torch.fft.irfft(torch.fft.rfft(even).abs().square())
+    assert correlation[100 : len(even) // 2].abs().max() < 0.1 * correlation[0]
+
+
+def test_even_noise_is_nearly_the_same_on_machines_that_round_differently():
+    white = torch.from_numpy(white_noise()).double()
+    disturbed = white + 1e-12 * torch.randn(white.shape, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(even_noise(disturbed), even_noise(white), atol=1e-6, rtol=0)
+
+
+def test_noise_is_made_even_once_and_kept_with_the_weights(tmp_path):
+    codec = JepaDaamModel(harmonic_config(7, 10))
+    head = codec.decoder.istft_head
+    assert torch.equal(head.noise, torch.from_numpy(white_noise()))
+    set_even_noise(codec)
+    made = head.noise.clone()
+    assert not torch.equal(made, torch.from_numpy(white_noise()))
+    set_even_noise(codec)
+    assert torch.equal(head.noise, made)
+    codec.save_pretrained(tmp_path)
+    assert torch.equal(JepaDaamModel.from_pretrained(tmp_path).decoder.istft_head.noise, made)
+
+
+def test_weights_without_noise_get_white_noise(tmp_path):
+    """Those from before it was stored."""
+    codec = JepaDaamModel(harmonic_config(7, 10))
+    weights = {name: value for name, value in codec.state_dict().items() if not name.endswith(".noise")}
+    codec.save_pretrained(tmp_path, state_dict=weights)
+    loaded = JepaDaamModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.decoder.istft_head.noise, torch.from_numpy(white_noise()))
 
 
 def head_of(magnitude: float, share: float) -> SourceFilterHead:
@@ -127,20 +191,14 @@ def test_silence_of_a_voice_has_a_gradient():
 
 def test_the_head_learns_where_it_will_read():
     """Of the decoder's last stage, at 375 Hz, and not of the first one that is fine enough."""
-    stages = {"encoder_stft_stages": 2, "decoder_istft_stages": 2, "decoder_channels": (8, 9, 10)}
-    shape = {"downsampling_ratios": (8, 8, 5, 30), "decoder_kernel_sizes": ((3,), (3,)), "transform_bands": 7}
-    lists = {"encoder_channels": (6, 8, 8), "encoder_residual_blocks": (1, 1), "encoder_kernel_sizes": (3, 3)}
-    decoder = JepaDaamModel(JepaDaamConfig(**TINY | stages | shape | lists | {"harmonic_source": True})).decoder
+    decoder = JepaDaamModel(harmonic_config(7, 10)).decoder
     head = SpectrogramHead(decoder, 24000, 9600)
     assert (head.num_stages, head.hop_length, head.project.in_channels) == (2, 64, 10)
 
 
 def test_what_a_head_reads_is_found_again():
     """Bands to magnitudes and back; of bands that no bin is near there is nothing to find."""
-    lists = {"encoder_channels": (6, 8, 8), "encoder_residual_blocks": (1, 1), "encoder_kernel_sizes": (3, 3)}
-    stages = {"encoder_stft_stages": 2, "decoder_istft_stages": 2, "decoder_channels": (8, 9, 30)}
-    shape = {"downsampling_ratios": (8, 8, 5, 30), "decoder_kernel_sizes": ((3,), (3,)), "transform_bands": 20}
-    codec = JepaDaamModel(JepaDaamConfig(**TINY | stages | shape | lists | {"harmonic_source": True}))
+    codec = JepaDaamModel(harmonic_config(20, 30))
     heads = [SpectrogramHead(codec.decoder, 24000, 9600) for _ in range(2)]
     project = codec.decoder.istft_head.project
     with torch.no_grad():

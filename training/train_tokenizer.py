@@ -24,6 +24,7 @@ from .codec import CodecForTraining, CodecResult
 from .config import CodecConfig, flatten
 from .data import judge_unreadable
 from .discriminators import Discriminators
+from .even_noise import set_even_noise
 from .losses import (
     discriminator_loss,
     envelope_loss,
@@ -234,6 +235,7 @@ def make_models(
         )
     weights = config.model.weights
     codec = JepaDaamModel(model_config) if weights is None else load_weights(weights, model_config)
+    set_even_noise(codec)
     try:
         teacher = None if config.losses.teacher is None else WhisperTeacher(config.losses.teacher)
     except (OSError, ValueError) as error:

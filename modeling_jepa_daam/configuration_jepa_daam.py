@@ -106,6 +106,8 @@ class JepaDaamConfig(PreTrainedConfig):
         decoder_kernel_sizes: Kernel sizes of the residual blocks that each decoder stage averages, odd.
         decoder_istft_stages: Last decoder stages that one inverse STFT replaces; the other decoder lists are
             shorter by as many entries.
+        decoder_istft_spectra: Spectra of that inverse STFT for each of the features it reads, of windows shorter by as
+            much. More than one needs `harmonic_source`, and has to divide the hop of a feature.
         transform_bands: Mel bands of the linear transform beside encoder and decoder (`transform_path.py`); 0 for none.
             It needs `encoder_stft_stages`, whose spectra it reads, and the decoder has to reach their rate.
         harmonic_source: Whether the transform also carries a voice's pitch, and the decoder shapes its harmonics, and
@@ -159,6 +161,7 @@ class JepaDaamConfig(PreTrainedConfig):
     decoder_channels: IntSequence = (512, 512, 384, 256, 128, 64)
     decoder_kernel_sizes: list[list[int]] | tuple[tuple[int, ...], ...] = ((3, 7, 11),) * 5
     decoder_istft_stages: int = 0
+    decoder_istft_spectra: int = 1
     transform_bands: int = 0
     harmonic_source: bool = False
     chunk_frames: int = 30
@@ -334,6 +337,17 @@ class JepaDaamConfig(PreTrainedConfig):
                 "`harmonic_source` needs a last entry of `decoder_channels` of at least `transform_bands` + 2 = "
                 f"{self.transform_rows}, for pitch and voicing, got {self.decoder_channels[-1]}"
             )
+        if self.decoder_istft_spectra > 1:
+            if not self.harmonic_source:
+                raise ValueError(
+                    f"`decoder_istft_spectra` above 1 needs `harmonic_source`, got {self.decoder_istft_spectra}"
+                )
+            hop_length = math.prod(self.downsampling_ratios[: self.decoder_istft_stages])
+            if hop_length % self.decoder_istft_spectra != 0:
+                raise ValueError(
+                    f"`decoder_istft_spectra` must divide the {hop_length} samples of a feature, "
+                    f"got {self.decoder_istft_spectra}"
+                )
 
     def _check_attention(self):
         for width, heads in (
@@ -386,17 +400,20 @@ _AT_LEAST = {
     "group_size": 1,
     "decoder_channels": 1,
     "decoder_istft_stages": 0,
+    "decoder_istft_spectra": 1,
     "transform_bands": 0,
     "chunk_frames": 1,
 }
 
-# What a token means depends on these: training settings and dropout are left out.
+# What a token means depends on these: training settings and dropout are left out, and so is how finely the last layer
+# of a decoder speaks, which two decoders of the same tokens may differ in.
 _DIGEST_KEYS = {
     name
     for name in JepaDaamConfig.__annotations__
     if not name.startswith(("predictor_", "mask_"))
     and "dropout" not in name
     and name not in ("ema_decay", "daam_alpha", "untrained_seed", "weights_sha256", "model_type", "_auto_class")
+    and name != "decoder_istft_spectra"
 }
 
 # Keys that transformers itself writes into or passes along with a configuration.

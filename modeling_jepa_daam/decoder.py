@@ -85,7 +85,9 @@ class HifiGanDecoder(nn.Module):
         if config.decoder_istft_stages > 0:
             hop_length = math.prod(config.upsampling_ratios[len(self.stages) :])
             if config.harmonic_source:
-                self.istft_head = SourceFilterHead(config.decoder_channels[-1], hop_length, config.sampling_rate)
+                self.istft_head = SourceFilterHead(
+                    config.decoder_channels[-1], hop_length, config.sampling_rate, config.decoder_istft_spectra
+                )
             else:
                 self.istft_head = InverseStftHead(config.decoder_channels[-1], hop_length)
             self.output_ratio, self.output_radius = hop_length, OVERLAP // 2
@@ -142,9 +144,9 @@ class HifiGanDecoder(nn.Module):
         assert self.transform is not None
         # Nothing is to be learned through phases: the pitch has a loss of its own, in training/codec.py.
         pitch, voiced = (track.detach() for track in self.transform.pitch(latents))
-        start = context * pitch.shape[2] - left
+        start, spectra = context * pitch.shape[2] - left, self.istft_head.num_spectra
         whole = self.istft_head.spectra(pitch, voiced, latents, frame_mask)
-        return Sources(*(part[..., start : start + length] for part in whole))
+        return Sources(*(part[..., start * spectra : (start + length) * spectra] for part in whole))
 
     def upsample(
         self,

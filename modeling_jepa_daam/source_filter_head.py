@@ -22,11 +22,11 @@ class Sources(NamedTuple):
     """What a head shapes: spectra of equal power, and how much of a voice there is."""
 
     voice: Tensor
-    """`(batch, 2, bins, frames)`, real and imaginary part of harmonics, float32 at least."""
+    """`(batch, 2, bins, spectra)`, real and imaginary part of harmonics, float32 at least."""
     noise: Tensor
-    """`(batch, 2, bins, frames)`, of noise."""
+    """`(batch, 2, bins, spectra)`, of noise."""
     voiced: Tensor
-    """`(batch, 1, frames)`, in [0, 1]."""
+    """`(batch, 1, spectra)`, in [0, 1]."""
 
 
 class SourceFilterHead(nn.Module):
@@ -45,17 +45,19 @@ class SourceFilterHead(nn.Module):
         channels: Channels of the features.
         hop_length: Samples that a feature frame stands for.
         sampling_rate: Of the waveform (Hz).
+        num_spectra: That each feature frame tells of: with more, windows are shorter, and what is sudden is told apart
+            from what was before.
     """
 
     noise: Tensor
 
-    def __init__(self, channels: int, hop_length: int, sampling_rate: int):
+    def __init__(self, channels: int, hop_length: int, sampling_rate: int, num_spectra: int = 1):
         super().__init__()
-        self.hop_length, self.sampling_rate = hop_length, sampling_rate
+        self.hop_length, self.sampling_rate, self.num_spectra = hop_length // num_spectra, sampling_rate, num_spectra
         self.register_buffer("noise", torch.from_numpy(white_noise().copy()))
-        self.fft_size = OVERLAP * hop_length
+        self.fft_size = OVERLAP * self.hop_length
         bins = self.fft_size // 2 + 1
-        self.project = nn.Conv1d(channels, bins, kernel_size=1)
+        self.project = nn.Conv1d(channels, num_spectra * bins, kernel_size=1)
         self.share = nn.Parameter(torch.zeros(bins, 1))  # of harmonics in a voice, as a logit
 
     def forward(self, x: Tensor, mask: Tensor | None, sources: Sources) -> Tensor:
@@ -67,17 +69,20 @@ class SourceFilterHead(nn.Module):
             sources: Of these frames, as `spectra` makes them.
 
         Returns:
-            `(batch, 1, frames * hop_length)`, in [-1, 1]; in training mode not clipped, for what is clipped has no
+            `(batch, 1, samples)`, in [-1, 1]; in training mode not clipped, for what is clipped has no
             gradient.
         """
         voice, noise, voiced = sources
         loudness = self.project(x).to(voiced.dtype)
+        loudness = loudness.unflatten(1, (self.num_spectra, -1)).permute(0, 2, 3, 1).flatten(2)  # (B, bins, spectra)
+        mask = None if mask is None else mask.repeat_interleave(self.num_spectra, dim=-1)
         with torch.autocast(x.device.type, enabled=False):
             share = (self.share.to(voiced.dtype).sigmoid() * voiced).clamp(1e-8, 1.0 - 1e-6)  # roots with a gradient
             mixed = share[:, None].sqrt() * voice + (1.0 - share)[:, None].sqrt() * noise
             # A bound with a gradient.
             log_magnitude = MAX_LOG_MAGNITUDE - F.softplus(MAX_LOG_MAGNITUDE - log_magnitudes(loudness))
-            filtered = log_magnitude.exp()[:, None] * mixed
+            # Of a window as long as four features, whatever the windows are: what changes slowly is as loud in all.
+            filtered = log_magnitude.exp()[:, None] * (mixed * self.num_spectra**-0.5)
             spectrum = torch.complex(filtered[:, 0], filtered[:, 1])
             waveform = inverse_stft(spectrum, self.hop_length, mask).to(self.project.weight.dtype)
         return waveform if self.training else waveform.clamp(-1.0, 1.0)
@@ -86,12 +91,12 @@ class SourceFilterHead(nn.Module):
         """Spectra of harmonics and of noise, of equal power, and how much of a voice there is.
 
         Args:
-            pitch: `(batch, frames, patch)`, Hz, of each spectrum of each latent frame.
+            pitch: `(batch, frames, patch)`, Hz, of each feature of each latent frame.
             voiced: `(batch, frames, patch)`, in [0, 1].
             latents: `(batch, dimensions, frames)`, quantized, of which the noise is a function.
             frame_mask: `(batch, frames)`, bool, valid frames; `None` if all are.
         """
-        hop_length = pitch.shape[2] * self.hop_length
+        hop_length = pitch.shape[2] * self.num_spectra * self.hop_length
         with torch.autocast(pitch.device.type, enabled=False):
             voice = harmonics(pitch, hop_length, self.sampling_rate)
             sources = torch.stack([voice, noise_of(latents, hop_length, self.noise)], dim=1).to(voiced.dtype)
@@ -102,8 +107,11 @@ class SourceFilterHead(nn.Module):
             window = torch.hann_window(self.fft_size, dtype=voiced.dtype, device=voiced.device)
             scale = window.square().sum().rsqrt()  # to a power of 1
             # A cosine has a power of 1/2, and there is one in every `pitch` Hz.
-            density = (4.0 * pitch.to(voiced) / self.sampling_rate).flatten(1)[:, None, None].sqrt()
-            return Sources(parts[:, 0] * (scale * density), parts[:, 1] * scale, voiced.flatten(1)[:, None])
+            density = (4.0 * pitch.to(voiced) / self.sampling_rate).sqrt()
+            density, voiced = (
+                track.flatten(1).repeat_interleave(self.num_spectra, dim=1)[:, None] for track in (density, voiced)
+            )
+            return Sources(parts[:, 0] * (scale * density)[:, None], parts[:, 1] * scale, voiced)
 
 
 def harmonics(pitch: Tensor, hop_length: int, sampling_rate: int) -> Tensor:

@@ -49,7 +49,10 @@ HARMONIC = MIXED | {
 }
 
 
-@pytest.fixture(scope="module", params=[MIXED, HARMONIC], ids=["mixed", "harmonics"])
+FINER = HARMONIC | {"decoder_istft_spectra": 2}
+
+
+@pytest.fixture(scope="module", params=[MIXED, HARMONIC, FINER], ids=["mixed", "harmonics", "harmonics, finer"])
 def checkpoint(request, tmp_path_factory):
     return make_untrained_checkpoint(JepaDaamConfig(**request.param), tmp_path_factory.mktemp("mixed") / "checkpoint")
 

@@ -19,18 +19,19 @@ from modeling_jepa_daam.stft_front_end import stft
 from modeling_jepa_daam.transform_path import loudness
 from tests.conftest import TINY
 from training.even_noise import even_noise, set_even_noise
-from training.source_filter import band_nearness, read_source_filter, set_source_filter
+from training.source_filter import band_nearness, read_source_filter, set_source_filter, with_spectra
 from training.spectrogram_head import SpectrogramHead
 
 HOP, RATE = 9600, 24000
 
 
-def harmonic_config(bands: int, channels: int) -> JepaDaamConfig:
+def harmonic_config(bands: int, channels: int, num_spectra: int = 1) -> JepaDaamConfig:
     """Of a small codec whose last stage, of so many channels, is at 375 Hz."""
     stages = {"encoder_stft_stages": 2, "decoder_istft_stages": 2, "decoder_channels": (8, 9, channels)}
     shape = {"downsampling_ratios": (8, 8, 5, 30), "decoder_kernel_sizes": ((3,), (3,)), "transform_bands": bands}
     lists = {"encoder_channels": (6, 8, 8), "encoder_residual_blocks": (1, 1), "encoder_kernel_sizes": (3, 3)}
-    return JepaDaamConfig(**TINY | stages | shape | lists | {"harmonic_source": True})
+    finer = {"harmonic_source": True, "decoder_istft_spectra": num_spectra}
+    return JepaDaamConfig(**TINY | stages | shape | lists | finer)
 
 
 def constant_pitch(hz: float, frames: int = 3) -> torch.Tensor:
@@ -122,9 +123,9 @@ def test_weights_without_noise_get_white_noise(tmp_path):
     assert torch.equal(loaded.decoder.istft_head.noise, torch.from_numpy(white_noise()))
 
 
-def head_of(magnitude: float, share: float) -> SourceFilterHead:
+def head_of(magnitude: float, share: float, num_spectra: int = 1) -> SourceFilterHead:
     """A head of the same magnitude in all bins, and of that share of harmonics in a voice."""
-    head = SourceFilterHead(4, 320, RATE).eval()
+    head = SourceFilterHead(4, 320, RATE, num_spectra).eval()
     torch.nn.init.zeros_(head.project.weight)
     torch.nn.init.constant_(head.project.bias, loudness(torch.tensor(magnitude**2)).item())
     torch.nn.init.constant_(head.share, math.log(share / (1.0 - share)))
@@ -142,20 +143,23 @@ def spectrum_of(waveform: torch.Tensor) -> torch.Tensor:
     return torch.stft(waveform[0, 0], 1280, 320, window=window, return_complex=True)[:, 5:-5]
 
 
-def test_sources_have_equal_power():
-    head = head_of(2.0, 0.5)
-    for hz in (100.0, 375.0):
+@pytest.mark.parametrize("num_spectra", [1, 2])
+def test_sources_have_equal_power(num_spectra):
+    head = head_of(2.0, 0.5, num_spectra)
+    for hz in (200.0, 375.0):
         sources = sources_of(head, hz, torch.full((1, 3, 30), 0.7))
-        harmonic, noisy = (part[0, :, 20:400, 3:-3].square().sum(dim=0).mean() for part in sources[:2])
+        assert sources.voice.shape == (1, 2, 640 // num_spectra + 1, 90 * num_spectra)
+        harmonic, noisy = (part[0, :, 20 : 400 // num_spectra, 3:-3].square().sum(dim=0).mean() for part in sources[:2])
         assert harmonic.item() == pytest.approx(1.0, rel=0.1)
         assert noisy.item() == pytest.approx(1.0, rel=0.1)
         assert (sources.voiced == 0.7).all()
 
 
-def test_magnitudes_are_those_of_the_features():
-    """What overlaps does not agree everywhere, but in the mean it does."""
+@pytest.mark.parametrize("num_spectra", [1, 2, 4])
+def test_magnitudes_are_those_of_the_features(num_spectra):
+    """What overlaps does not agree everywhere, but in the mean it does; however long the windows are."""
     for voiced in (torch.ones(1, 3, 30), torch.zeros(1, 3, 30)):
-        head = head_of(2.0, 0.5)
+        head = head_of(2.0, 0.5, num_spectra)
         waveform = head(torch.zeros(1, 4, 90), None, sources_of(head, 375.0, voiced))
         assert waveform.shape == (1, 1, 3 * HOP)
         assert spectrum_of(waveform)[20:400].abs().square().mean().sqrt().item() == pytest.approx(2.0, rel=0.2)
@@ -170,6 +174,37 @@ def test_a_voice_has_harmonics_and_no_voice_has_none():
         levels[name] = (magnitude[20:401:20].mean() / magnitude[30:411:20].mean()).item()
     assert levels["voice"] > 3.0
     assert levels["none"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_each_spectrum_of_a_feature_has_weights_of_its_own():
+    """Of two, the second is silent: so is the second half of each feature's samples, as far as windows allow."""
+    head = head_of(2.0, 0.5, 2)
+    with torch.no_grad():
+        head.project.bias.view(2, -1)[1] = loudness(torch.tensor(0.0)).item()
+    sources = Sources(*(part.clone() for part in sources_of(head, 375.0, torch.zeros(1, 3, 30))))
+    heard = head(torch.zeros(1, 4, 90), None, sources)
+    sources.noise[..., 1::2] = 0.0
+    sources.voice[..., 1::2] = 0.0
+    torch.testing.assert_close(head(torch.zeros(1, 4, 90), None, sources), heard, atol=1e-3, rtol=0)
+    sources.noise[..., ::2] = 0.0
+    assert head(torch.zeros(1, 4, 90), None, sources).abs().max() < 1e-3 < heard.abs().max()
+
+
+def test_a_head_of_more_spectra_begins_as_the_one_before():
+    """All else is the same, its bins have the magnitudes of the nearest ones, and so have its features in time."""
+    codec = JepaDaamModel(harmonic_config(20, 30)).eval()
+    torch.nn.init.normal_(codec.decoder.istft_head.share)
+    finer = with_spectra(codec, 2)
+    assert (codec.config.decoder_istft_spectra, finer.config.decoder_istft_spectra) == (1, 2)
+    before, after = codec.decoder.istft_head, finer.decoder.istft_head
+    x = torch.randn(1, 30, 5)
+    torch.testing.assert_close(after.share, before.share[::2])
+    for spectrum in after.project(x).chunk(2, dim=1):
+        torch.testing.assert_close(spectrum, before.project(x)[:, ::2])
+    torch.testing.assert_close(finer.decoder.transform.state_dict(), codec.decoder.transform.state_dict())
+    assert torch.equal(after.noise, before.noise)
+    back = with_spectra(finer, 1).decoder.istft_head
+    torch.testing.assert_close(back.project(x)[:, ::2], before.project(x)[:, ::2])
 
 
 def test_phases_of_a_voice_are_those_of_its_harmonics():
@@ -196,9 +231,10 @@ def test_the_head_learns_where_it_will_read():
     assert (head.num_stages, head.hop_length, head.project.in_channels) == (2, 64, 10)
 
 
-def test_what_a_head_reads_is_found_again():
+@pytest.mark.parametrize("num_spectra", [1, 2])
+def test_what_a_head_reads_is_found_again(num_spectra):
     """Bands to magnitudes and back; of bands that no bin is near there is nothing to find."""
-    codec = JepaDaamModel(harmonic_config(20, 30))
+    codec = JepaDaamModel(harmonic_config(20, 30, num_spectra))
     heads = [SpectrogramHead(codec.decoder, 24000, 9600) for _ in range(2)]
     project = codec.decoder.istft_head.project
     with torch.no_grad():

@@ -20,6 +20,7 @@ from modeling_jepa_daam import (
 )
 from tests.conftest import ROOT, STFT, TINY
 from tests.librilight import make_librilight
+from tests.test_source_filter_head import harmonic_config
 from tests.training_runs import figures, finish, kill_after, start
 from training import checkpointing
 from training.checkpointing import list_checkpoints, verify_checkpoint
@@ -295,6 +296,16 @@ def test_what_cannot_be_launched_is_refused(librilight, tmp_path):
         train(config, launched(plugin=object(), precision="bf16"))
     with pytest.raises(ValueError, match="`optim.accumulation_steps` must be 1 with float16"):
         train(config, launched(precision="fp16"))
+
+
+def test_weights_of_a_coarser_head_are_made_finer(tmp_path):
+    coarse = harmonic_config(7, 10)
+    JepaDaamModel(coarse).save_pretrained(tmp_path)
+    codec = load_weights(str(tmp_path), harmonic_config(7, 10, num_spectra=2))
+    assert codec.config.decoder_istft_spectra == codec.decoder.istft_head.num_spectra == 2
+    expected = JepaDaamModel.from_pretrained(tmp_path).decoder.istft_head.project.weight[::2]
+    for spectrum in codec.decoder.istft_head.project.weight.chunk(2):
+        torch.testing.assert_close(spectrum, expected)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

@@ -28,11 +28,16 @@ HARMONIC = {
 }
 
 
-@pytest.fixture(params=[0, 1, 2, HARMONIC], ids=["istft 0", "istft 1", "istft 2", "harmonics"])
+FINER = HARMONIC | {"decoder_istft_spectra": 2}
+
+
+@pytest.fixture(
+    params=[0, 1, 2, HARMONIC, FINER], ids=["istft 0", "istft 1", "istft 2", "harmonics", "harmonics, finer"]
+)
 def model(request):
     torch.manual_seed(0)
-    if request.param is HARMONIC:
-        return JepaDaamModel(JepaDaamConfig(**TRANSFORM | HARMONIC)).eval()
+    if isinstance(request.param, dict):
+        return JepaDaamModel(JepaDaamConfig(**TRANSFORM | request.param)).eval()
     kept = 3 - request.param
     decoder = {
         "decoder_istft_stages": request.param,
@@ -260,6 +265,17 @@ def test_a_codec_from_stage_1_has_no_weights_left_to_chance(tmp_path):
     JepaDaamForPreTraining(JepaDaamConfig(**TRANSFORM | HARMONIC)).save_pretrained(tmp_path)
     codec = JepaDaamModel.from_pretrained(tmp_path)
     assert not codec.decoder.istft_head.share.any()
+
+
+def test_spectra_of_features_are_whole_and_of_harmonics():
+    with pytest.raises(ValueError, match="`decoder_istft_spectra` must divide the 12 samples of a feature, got 5"):
+        JepaDaamConfig(**TRANSFORM | HARMONIC | {"decoder_istft_spectra": 5})
+    with pytest.raises(ValueError, match="`decoder_istft_spectra` above 1 needs `harmonic_source`, got 2"):
+        JepaDaamConfig(**TRANSFORM | {"decoder_istft_spectra": 2})
+
+
+def test_a_finer_decoder_reads_the_same_code():
+    assert JepaDaamConfig(**TRANSFORM | HARMONIC).digest == JepaDaamConfig(**TRANSFORM | FINER).digest
 
 
 def test_pitch_makes_another_code():

@@ -1,11 +1,14 @@
 """Weights to start a source-filter head from: a vocoder of mel bands and pitch, computed instead of learned."""
 
+import copy
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_jepa_daam import JepaDaamModel
 from modeling_jepa_daam.transform_path import mel_filters
 
 from .spectrogram_head import SpectrogramHead
@@ -28,8 +31,8 @@ def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = Non
     reads, offset = torch.eye(bands, head.project.in_channels), torch.zeros(bands)
     if spectrogram_head is not None:
         reads, offset = (cast(Tensor, part).cpu() for part in spectrogram_head.project.parameters())
-    head.project.weight.copy_((nearness @ reads.flatten(1))[..., None])
-    head.project.bias.copy_(nearness @ offset)
+    head.project.weight.copy_((nearness @ reads.flatten(1)).repeat(head.num_spectra, 1)[..., None])
+    head.project.bias.copy_((nearness @ offset).repeat(head.num_spectra))
     frequency = torch.linspace(0.0, codec.config.sampling_rate / 2, len(nearness))
     head.share.copy_(((HARMONIC_HZ - frequency) / HARMONIC_SLOPE_HZ).clamp(-MAX_LOGIT, MAX_LOGIT)[:, None])
 
@@ -38,17 +41,44 @@ def set_source_filter(codec: Any, spectrogram_head: SpectrogramHead | None = Non
 def read_source_filter(codec: Any, spectrogram_head: SpectrogramHead) -> None:
     """The way back of `set_source_filter`, by least squares: what bands the bins of a trained head are made of.
 
+    Where it has several spectra for a feature, their mean.
+
     Args:
         codec: `JepaDaamModel` with a source of harmonics.
         spectrogram_head: It is changed.
     """
-    project = codec.decoder.istft_head.project
-    weight, bias = (cast(Tensor, part).cpu().double() for part in project.parameters())
-    wanted = torch.cat([weight.flatten(1), bias[:, None]], dim=1)
+    head = codec.decoder.istft_head
+    weight, bias = (cast(Tensor, part).cpu().double() for part in head.project.parameters())
+    wanted = torch.cat([weight.flatten(1), bias[:, None]], dim=1).unflatten(0, (head.num_spectra, -1)).mean(dim=0)
     # Of the smallest ones that do it: a band that is far from any bin is read by none.
     read = torch.linalg.lstsq(band_nearness(codec).double(), wanted, driver="gelsd").solution
     spectrogram_head.project.weight.copy_(read[:, :-1, None])
     cast(Tensor, spectrogram_head.project.bias).copy_(read[:, -1])
+
+
+@torch.no_grad()
+def with_spectra(codec: Any, num_spectra: int) -> JepaDaamModel:
+    """The same codec, but for its head, which has so many spectra for a feature and says the same in all of them.
+
+    Args:
+        codec: `JepaDaamModel` with a source of harmonics; it stays as it is.
+        num_spectra: `decoder_istft_spectra` of the new one.
+    """
+    config = copy.deepcopy(codec.config)
+    config.decoder_istft_spectra = num_spectra
+    finer: Any = JepaDaamModel(config)
+    head, finer_head = codec.decoder.istft_head, finer.decoder.istft_head
+    weights = codec.state_dict()
+    for name, parameter in head.named_parameters():
+        several = 1 if name == "share" else head.num_spectra
+        bins = (
+            parameter.unflatten(0, (several, -1)).mean(dim=0).reshape(len(head.share), -1).T[None]
+        )  # (1, values, bins)
+        bins = F.interpolate(bins, len(finer_head.share), mode="linear", align_corners=True)[0].T
+        wanted = finer.get_parameter(f"decoder.istft_head.{name}")
+        weights[f"decoder.istft_head.{name}"] = bins.repeat(len(wanted) // len(bins), 1).view_as(wanted)
+    finer.load_state_dict(weights)
+    return finer
 
 
 def band_nearness(codec: Any) -> Tensor:

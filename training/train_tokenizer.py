@@ -6,6 +6,7 @@ Killed at any moment and started again with the same command, a run goes on as i
 evaluated and saved is the moving average of the weights.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ from .run import (
     stop_unless_finite,
     sum_over_processes,
 )
-from .source_filter import read_source_filter, set_source_filter
+from .source_filter import read_source_filter, set_source_filter, with_spectra
 from .speaker_teacher import SpeakerTeacher
 from .teacher import WhisperTeacher, semantic_loss
 from .tracking import RunLog, SpeedMeter
@@ -280,8 +281,11 @@ def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
             differing += [name for name in fields if getattr(theirs, name) != getattr(config, name)]
         if differing:
             raise ValueError(f"its encoder has other values of {', '.join(differing)}")
+        stored = copy.deepcopy(config)
+        if theirs.harmonic_source and config.harmonic_source:  # else there is no head that could be made finer
+            stored.decoder_istft_spectra = theirs.decoder_istft_spectra
         loaded: Any = JepaDaamModel.from_pretrained(
-            weights, config=config, dtype=torch.float32, output_loading_info=True
+            weights, config=stored, dtype=torch.float32, output_loading_info=True
         )
         codec, report = loaded
         missing = [name for name in report["missing_keys"] if name.startswith("encoder.")]
@@ -289,6 +293,8 @@ def load_weights(weights: str, config: JepaDaamConfig) -> JepaDaamModel:
             raise ValueError("it has no transform: compute one with `python -m training.transform_code`")
         if missing:
             raise ValueError(f"{len(missing)} weights of the encoder are missing, such as {missing[0]}")
+        if stored.decoder_istft_spectra != config.decoder_istft_spectra:
+            codec = with_spectra(codec, config.decoder_istft_spectra)
     except (ValueError, OSError, RuntimeError) as error:
         raise ValueError(f"`model.weights`: {weights} does not fit `model.config`: {error}") from error
     finally:

@@ -144,9 +144,10 @@ class HifiGanDecoder(nn.Module):
         assert self.transform is not None
         # Nothing is to be learned through phases: the pitch has a loss of its own, in training/codec.py.
         pitch, voiced = (track.detach() for track in self.transform.pitch(latents))
-        start, spectra = context * pitch.shape[2] - left, self.istft_head.num_spectra
         whole = self.istft_head.spectra(pitch, voiced, latents, frame_mask)
-        return Sources(*(part[..., start * spectra : (start + length) * spectra] for part in whole))
+        start = (context * pitch.shape[2] - left) * self.istft_head.num_spectra
+        end = start + length * self.istft_head.num_spectra
+        return Sources(*(part[..., start:end] for part in whole))
 
     def upsample(
         self,

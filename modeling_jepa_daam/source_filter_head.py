@@ -1,6 +1,7 @@
 """Source-filter head: harmonics and noise, and the magnitudes that shape them. Layout: `(batch, channels, time)`."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -79,10 +80,10 @@ class SourceFilterHead(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             share = (self.share.to(voiced.dtype).sigmoid() * voiced).clamp(1e-8, 1.0 - 1e-6)  # roots with a gradient
             mixed = share[:, None].sqrt() * voice + (1.0 - share)[:, None].sqrt() * noise
-            # A bound with a gradient.
-            log_magnitude = MAX_LOG_MAGNITUDE - F.softplus(MAX_LOG_MAGNITUDE - log_magnitudes(loudness))
-            # Of a window as long as four features, whatever the windows are: what changes slowly is as loud in all.
-            filtered = log_magnitude.exp()[:, None] * (mixed * self.num_spectra**-0.5)
+            # A bound with a gradient. Loudness is that in a window of four features; in a shorter one there is less.
+            loudest = MAX_LOG_MAGNITUDE - 0.5 * math.log(self.num_spectra)
+            log_magnitude = loudest - F.softplus(MAX_LOG_MAGNITUDE - log_magnitudes(loudness))
+            filtered = log_magnitude.exp()[:, None] * mixed
             spectrum = torch.complex(filtered[:, 0], filtered[:, 1])
             waveform = inverse_stft(spectrum, self.hop_length, mask).to(self.project.weight.dtype)
         return waveform if self.training else waveform.clamp(-1.0, 1.0)

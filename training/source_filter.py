@@ -70,13 +70,11 @@ def with_spectra(codec: Any, num_spectra: int) -> JepaDaamModel:
     head, finer_head = codec.decoder.istft_head, finer.decoder.istft_head
     weights = codec.state_dict()
     for name, parameter in head.named_parameters():
-        several = 1 if name == "share" else head.num_spectra
-        bins = (
-            parameter.unflatten(0, (several, -1)).mean(dim=0).reshape(len(head.share), -1).T[None]
-        )  # (1, values, bins)
-        bins = F.interpolate(bins, len(finer_head.share), mode="linear", align_corners=True)[0].T
+        bins = parameter.reshape(-1, len(head.share), *parameter.shape[1:]).mean(dim=0)  # over its spectra
+        values = bins.reshape(len(bins), -1).T[None]  # (1, values of a bin, bins)
+        moved = F.interpolate(values, len(finer_head.share), mode="linear", align_corners=True)[0].T
         wanted = finer.get_parameter(f"decoder.istft_head.{name}")
-        weights[f"decoder.istft_head.{name}"] = bins.repeat(len(wanted) // len(bins), 1).view_as(wanted)
+        weights[f"decoder.istft_head.{name}"] = moved.repeat(len(wanted) // len(moved), 1).view_as(wanted)
     finer.load_state_dict(weights)
     return finer
 

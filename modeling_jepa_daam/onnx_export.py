@@ -309,7 +309,8 @@ def _transposed(real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
 def _turns(rows: int, columns: int, period: int) -> tuple[Tensor, Tensor]:
     """Cosine and sine of `row * column` parts of a turn of `period`: `(rows, columns)`, float64."""
     parts = torch.outer(torch.arange(rows), torch.arange(columns)) % period
-    angles = parts.double() * (2.0 * math.pi / period)
+    # Numbers as tensors: torch.onnx rounds those of Python to float32, also where they meet float64.
+    angles = torch.tensor(2.0 * math.pi, dtype=torch.float64) * parts / period
     return angles.cos(), angles.sin()
 
 

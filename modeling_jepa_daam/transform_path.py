@@ -66,8 +66,9 @@ def smoothed(power: Tensor, pitch: Tensor) -> Tensor:
     correlation = torch.fft.irfft(torch.complex(spectrum, torch.zeros_like(spectrum)), n=size, dim=-1)
     places = torch.arange(size, dtype=dtype, device=power.device)
     lags = torch.minimum(places, size - places)
-    angles = torch.pi * pitch[..., None].to(dtype) * lags.clamp(min=1e-6)
-    window = angles.sin() / angles * (0.5 + 0.5 * (2.0 * torch.pi / size * lags).cos())
+    half_turn = torch.tensor(torch.pi, dtype=dtype, device=power.device)  # as a number it would be float32 in ONNX
+    angles = half_turn * pitch[..., None].to(dtype) * lags.clamp(min=1e-6)
+    window = angles.sin() / angles * (0.5 + 0.5 * (half_turn * lags / (size // 2)).cos())
     return torch.fft.rfft(correlation * window, dim=-1).real.transpose(1, 2).clamp(min=0.0).to(power.dtype)
 
 

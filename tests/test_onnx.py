@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import nn
 
 from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, JepaDaamModel, make_untrained_checkpoint
+from modeling_jepa_daam.cli_common import SHIPPED_MODEL
 from modeling_jepa_daam.onnx_codec import DECODER, ENCODER, OnnxCodec
+from modeling_jepa_daam.transform_path import SILENCE, smoothed
 from tests.conftest import SPEECH, STFT, noise
 
 from .test_cli import run
@@ -73,9 +76,11 @@ def graphs(checkpoint, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_speech_has_the_ids_of_nano_and_comes_back_the_same(nano_folder, speech, tmp_path):
-    run("export-onnx", tmp_path / "nano", "--model", nano_folder, "--check", SPEECH)
-    tokenizer, codec = JepaAudioTokenizer.from_pretrained(nano_folder), OnnxCodec(tmp_path / "nano", threads=1)
+@pytest.mark.parametrize("name", ["nano", "shipped"])
+def test_speech_has_the_ids_of_real_models_and_comes_back_the_same(name, nano_folder, speech, tmp_path):
+    folder = {"nano": nano_folder, "shipped": SHIPPED_MODEL}[name]
+    run("export-onnx", tmp_path / name, "--model", folder, "--check", SPEECH)
+    tokenizer, codec = JepaAudioTokenizer.from_pretrained(folder), OnnxCodec(tmp_path / name, threads=1)
     assert_the_same(tokenizer, codec, np.tile(speech, 3))
 
 
@@ -197,3 +202,18 @@ def test_products_with_matrices_are_fourier_transforms(n):
     spectrum = real_fourier(signal, dim=1)
     torch.testing.assert_close(spectrum, torch.fft.rfft(signal, dim=1))
     torch.testing.assert_close(inverse_real_fourier(spectrum, n, dim=1), signal)
+
+
+def test_a_bin_in_the_dark_stays_dark_beside_a_loud_one(tmp_path):
+    class Smoothing(nn.Module):
+        def forward(self, power):
+            return smoothed(power, torch.full((1, 1), 0.005))
+
+    power = torch.zeros(1, 1281, 1)  # as of the shipped encoder, of a constant of full scale
+    power[:, 0], power[:, 1] = 640.0**2, 320.0**2
+    with module._quiet(), torch.no_grad(), module.MatrixFourier():
+        torch.onnx.export(
+            Smoothing().eval(), (power,), tmp_path / "graph.onnx", dynamo=True, opset_version=module.OPSET
+        )
+    (found,) = onnxruntime.InferenceSession(tmp_path / "graph.onnx").run(None, {"power": power.numpy()})
+    np.testing.assert_allclose(found, smoothed(power, torch.full((1, 1), 0.005)), rtol=1e-6, atol=SILENCE**2 * 1e-3)

@@ -85,7 +85,7 @@ def check_tokens(tokens: Tensor, levels: Sequence[int], group_size: int, name: s
     wrong = ((tokens < 0) | (tokens >= torch.tensor(sizes, device=tokens.device))).reshape(-1, len(sizes))
     if wrong.any():
         frame, place = wrong.nonzero()[0].tolist()
-        got = f"{tokens.reshape(-1, len(sizes))[frame, place].item()} in frame {frame}"
+        got = tokens.reshape(-1, len(sizes))[frame, place].item()
         raise ValueError(
             f"`{name}` must lie in [0, {sizes[place]}) at place {place} of a frame, got {got} in frame {frame}"
         )

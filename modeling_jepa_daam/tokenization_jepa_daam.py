@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
+from transformers.utils import cached_file
 
 from .audio import check_sampling_rate, file_source, load_audio, read_blocks, to_numpy
 from .configuration_jepa_daam import MAX_SIZE, JepaDaamConfig
@@ -23,6 +24,8 @@ from .salience import GateRecorder, recorded_gates
 from .streaming import AudioTokenStream
 
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+HUB = {"cache_dir", "force_download", "local_files_only", "token"}  # what `from_pretrained` takes for it
 AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
 DTYPES = ("float32", "bfloat16", "float16")
 AUDIO_COLUMNS = ("audio", "path", "file", "audio_filepath")  # of a dataset, where nobody says which; the first it has
@@ -297,12 +300,23 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     def from_pretrained(
         cls, pretrained_model_name_or_path, *args, revision: str = "main", subfolder: str | None = None, **kwargs
     ):
-        """Load the tokenizer of a folder or Hub id; its model comes from the same place and revision."""
+        """Load the tokenizer of a folder or Hub id; its model comes from the same place and revision.
+
+        Raises:
+            OSError: If there is none.
+        """
         path = pretrained_model_name_or_path
         if os.path.isdir(path):  # wherever the process goes, the model is found again
             path = os.path.abspath(os.path.join(path, subfolder or ""))
         elif subfolder:
             raise ValueError(f"`subfolder` needs a local folder, got {path}")
+        # A tokenizer without a vocabulary file has no file that transformers asks for: of a name with a slip in it, it
+        # would make one with the paper's rates.
+        hub = {key: kwargs[key] for key in HUB & kwargs.keys()}
+        try:
+            cached_file(path, TOKENIZER_CONFIG_FILE, revision=revision, **hub)
+        except OSError as error:
+            raise OSError(f"{path} is no folder with a tokenizer, and no id of one that can be had: {error}") from error
         tokenizer = super().from_pretrained(path, *args, revision=revision, **kwargs)
         if tokenizer.codec is None and revision != "main":
             tokenizer.codec_revision = revision

@@ -178,8 +178,12 @@ def read_blocks(source: Any, sampling_rate: int, block_s: float = BLOCK_S) -> It
         label = os.fspath(source)
         if not os.path.isfile(source):
             raise FileNotFoundError(f"`audio`: no such file: {label}")
+        num_bytes = os.path.getsize(source)
     else:
+        num_bytes = len(source)
         source = io.BytesIO(source)
+    if num_bytes == 0:  # libsndfile would say that it does not know the format
+        raise ValueError(f"`audio`: {label} is empty: it holds no bytes")
     num_samples = 0
     try:
         with soundfile.SoundFile(source) as file:

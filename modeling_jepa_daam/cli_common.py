@@ -69,6 +69,8 @@ def load_tokenizer(model: str, device: str, dtype: Dtype) -> JepaAudioTokenizer:
     """The tokenizer with its model in memory, or a message and exit code 2."""
     transformers_logging.disable_progress_bar()
     config = load_config(model)
+    if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+        raise fail(f"--model {model}: there are no weights in it; `jepa-audio init {model} OUT` makes untrained ones")
     try:
         tokenizer = JepaAudioTokenizer.from_pretrained(model).to(device, dtype.value)
         tokenizer.model  # noqa: B018 (loads it)

@@ -25,7 +25,7 @@ from .streaming import AudioTokenStream
 
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-HUB = {"cache_dir", "force_download", "local_files_only", "token"}  # what `from_pretrained` takes for it
+HUB_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "token"}  # what `from_pretrained` takes for it
 AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
 DTYPES = ("float32", "bfloat16", "float16")
 AUDIO_COLUMNS = ("audio", "path", "file", "audio_filepath")  # of a dataset, where nobody says which; the first it has
@@ -312,11 +312,11 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             raise ValueError(f"`subfolder` needs a local folder, got {path}")
         # A tokenizer without a vocabulary file has no file that transformers asks for: of a name with a slip in it, it
         # would make one with the paper's rates.
-        hub = {key: kwargs[key] for key in HUB & kwargs.keys()}
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS & kwargs.keys()}
         try:
             cached_file(path, TOKENIZER_CONFIG_FILE, revision=revision, **hub)
         except OSError as error:
-            raise OSError(f"{path} is no folder with a tokenizer, and no id of one that can be had: {error}") from error
+            raise OSError(f"{path} is neither a folder with a tokenizer nor such a Hub id: {error}") from error
         tokenizer = super().from_pretrained(path, *args, revision=revision, **kwargs)
         if tokenizer.codec is None and revision != "main":
             tokenizer.codec_revision = revision

@@ -103,7 +103,7 @@ def test_five_channels_of_a_file_are_averaged():
         ({"array": [0.1], "sampling_rate": 8000}, ValueError, "`sampling_rate` is 24000 Hz, but `audio` says 8000 Hz"),
         ("/no/such/file.wav", FileNotFoundError, "`audio`: no such file: /no/such/file.wav"),
         (b"this is no audio", ValueError, "`audio`: cannot read audio bytes"),
-        (b"", ValueError, "`audio`: cannot read audio bytes"),
+        (b"", ValueError, "`audio`: audio bytes is empty: it holds no bytes"),
         (__file__, ValueError, "`audio`: cannot read .*test_audio.py"),
         (_wav_bytes(np.zeros(0), 24000), ValueError, "audio bytes is empty"),
         (_wav_bytes(np.array([0.0, np.nan]), 8000, subtype="FLOAT"), ValueError, "must be finite"),

@@ -114,6 +114,8 @@ def test_wrong_usage_exits_with_2(nano_folder, recordings, tmp_path):
     (tmp_path / "bare").mkdir()
     assert "nothing to do" in run("encode", tmp_path / "bare", *common, code=2)
     assert "nowhere" in run("encode", recordings, "-m", "nowhere", "-o", tmp_path / "out", code=2)
+    bare = ROOT / "hub_configs" / "jepa-daam-24khz-fast"
+    assert "`jepa-audio init" in run("encode", recordings, "-m", bare, "-o", tmp_path / "out", code=2)
     shutil.copy(recordings / "stereo.wav", recordings / "stereo.ogg")
     assert "would both become" in run("encode", recordings, *common, code=2)
     run("encode", recordings, *common, "--dtype", "int8", code=2)

@@ -323,7 +323,7 @@ def test_a_folder_with_a_model_uses_it_whatever_was_saved_first(tiny_tokenizer, 
 
 def test_a_name_with_a_slip_is_no_tokenizer(tmp_path):
     for name in (str(tmp_path), str(tmp_path / "no-such"), "tests/no-such"):
-        with pytest.raises(OSError, match=f"{name} is no folder with a tokenizer"):
+        with pytest.raises(OSError, match=f"{name} is neither a folder with a tokenizer nor such a Hub id"):
             JepaAudioTokenizer.from_pretrained(name, local_files_only=True)
 
 

@@ -32,6 +32,7 @@ from .cli_common import (
     count_parameters,
     errors,
     fail,
+    lacks_weights,
     load_config,
     load_tokenizer,
 )
@@ -167,7 +168,7 @@ def info(
     weights = "not verified" if config.weights_sha256 is None else f"SHA-256 {config.weights_sha256[:12]}..."
     if config.untrained_seed is not None:
         weights = f"untrained, seed {config.untrained_seed}"
-    elif Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+    elif lacks_weights(model):
         weights = "none, a configuration only"
     table = Table(show_header=False, title=Text(model))
     for name, value in (

@@ -58,6 +58,11 @@ def load_config(model: str) -> JepaDaamConfig:
         raise fail(f"{model} is neither a folder with a config.json of ours nor such a Hub id: {error}") from error
 
 
+def lacks_weights(model: str) -> bool:
+    """Whether it is a folder that has a configuration only."""
+    return Path(model).is_dir() and not any(Path(model).glob("*.safetensors"))
+
+
 def count_parameters(config: JepaDaamConfig) -> dict[str, int]:
     """Parameters of the encoder and of the decoder."""
     with torch.device("meta"):
@@ -69,7 +74,7 @@ def load_tokenizer(model: str, device: str, dtype: Dtype) -> JepaAudioTokenizer:
     """The tokenizer with its model in memory, or a message and exit code 2."""
     transformers_logging.disable_progress_bar()
     config = load_config(model)
-    if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+    if lacks_weights(model):
         raise fail(f"--model {model}: there are no weights in it; `jepa-audio init {model} OUT` makes untrained ones")
     try:
         tokenizer = JepaAudioTokenizer.from_pretrained(model).to(device, dtype.value)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import cached_file
 
 from .audio import check_sampling_rate, file_source, load_audio, read_blocks, to_numpy
@@ -24,7 +25,6 @@ from .salience import GateRecorder, recorded_gates
 from .streaming import AudioTokenStream
 
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 HUB_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "token"}  # what `from_pretrained` takes for it
 AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -108,6 +108,7 @@ def render(folder: Path) -> str:
         name=name,
         path=portable_path(str(folder.absolute())),
         rates=config,
+        transform=config.transform_bands,
         weights=weights,
         paper_parameters=PAPER_PARAMETERS,
         introduction=INTRODUCTION,

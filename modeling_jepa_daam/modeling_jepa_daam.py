@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .audio import MAX_AMPLITUDE
+from .causal import CausalMemory
 from .configuration_jepa_daam import JepaDaamConfig
 from .conformer import ConformerAttention, ConformerBlock
 from .convolution import SnakeBeta
@@ -27,12 +28,17 @@ from .encoder import JepaDaamEncoder
 from .files import verify_weights
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_tokens, pack_frames, unpack_frames
+from .precision import in_float64
 from .quantizer import FiniteScalarQuantizer
 from .source_filter_head import SourceFilterHead, white_noise
 from .transform_path import AnalysisTransform
+from .vocoder_decoder import VocoderDecoder
+from .vocoder_encoder import FeatureEncoder, LatentProjection
+from .vocoder_features import SpectralFeatures
 
 # Chunks that an accelerator encodes at once. On CPU each runs alone: see `JepaDaamModel.encode_waveforms`.
 MAX_CHUNKS_PER_BATCH = 32
+BLOCK_FRAMES = 32  # that a causal encoder takes at once: more is more memory, and no faster
 
 
 # Arguments of `from_pretrained` that say where a checkpoint's files are.
@@ -230,7 +236,8 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_unexpected = [
-        *(JepaDaamPreTrainedModel._keys_to_ignore_on_load_unexpected), r"^quantizer\.", r"^encoder\.transform\."
+        *(JepaDaamPreTrainedModel._keys_to_ignore_on_load_unexpected), r"^quantizer\.", r"^encoder\.transform\.",
+        r"^latent_projection\.",
     ]  # fmt: skip
     _can_record_outputs = {
         "hidden_states": ConformerBlock,
@@ -240,7 +247,11 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
 
     def __init__(self, config: JepaDaamConfig):
         super().__init__(config)
-        self.encoder = JepaDaamEncoder(config, transform=False)
+        if config.feature_bands > 0:
+            self.spectral_features = SpectralFeatures(config)
+            self.encoder = FeatureEncoder(config)
+        else:
+            self.encoder = JepaDaamEncoder(config, transform=False)
         self.post_init()
 
     @capture_outputs
@@ -261,6 +272,11 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
         if unexpected:
             raise TypeError(f"unexpected arguments: {', '.join(f'`{name}`' for name in sorted(unexpected))}")
         input_values, frame_mask = self._whole_frames(input_values, padding_mask)
+        if self.config.feature_bands > 0:
+            margin = self.spectral_features.margin
+            features = self.spectral_features(F.pad(input_values[:, 0], (margin, margin)))
+            hidden = self.encoder(features.to(self.dtype)).hidden
+            return JepaDaamEncoderModelOutput(last_hidden_state=hidden, frame_mask=frame_mask)
         latents = self.encoder(input_values, None if padding_mask is None else frame_mask)
         return JepaDaamEncoderModelOutput(last_hidden_state=latents, frame_mask=frame_mask)
 
@@ -278,9 +294,19 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
 
     def __init__(self, config: JepaDaamConfig):
         super().__init__(config)
-        self.encoder = JepaDaamEncoder(config)
-        self.quantizer = FiniteScalarQuantizer(config.levels, config.fsq_temperature, config.normalize_latents)
-        self.decoder = HifiGanDecoder(config)
+        self.quantizer = FiniteScalarQuantizer(
+            config.levels, config.fsq_temperature, config.normalize_latents, config.fsq_gradient
+        )
+        self.encoder: JepaDaamEncoder | FeatureEncoder
+        self.decoder: HifiGanDecoder | VocoderDecoder
+        if config.feature_bands > 0:
+            self.spectral_features = SpectralFeatures(config)
+            self.encoder = FeatureEncoder(config)
+            self.latent_projection = LatentProjection(config)
+            self.decoder = VocoderDecoder(config)
+        else:
+            self.encoder = JepaDaamEncoder(config)
+            self.decoder = HifiGanDecoder(config)
         self.post_init()
 
     def encode_waveforms(self, waveforms: list[Tensor]) -> list[Tensor]:
@@ -296,6 +322,8 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
             Latents of each, `(ceil(samples / hop_length), hidden_size)`.
         """
         hop = self.config.hop_length
+        if self.config.feature_bands > 0:
+            return [self._encode_causally(waveform) for waveform in waveforms]
         chunk_samples = self.config.chunk_frames * hop
         chunks, owners = [], []
         for owner, waveform in enumerate(waveforms):
@@ -315,6 +343,42 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
             for offset, row in enumerate(encoded):
                 latents[owners[start + offset]].append(row[: len(batch[offset]) // hop])
         return [torch.cat(rows) for rows in latents]
+
+    def _encode_causally(self, waveform: Tensor) -> Tensor:
+        """Latents of one recording of any length, block by block: `(frames, dimensions)`."""
+        hop, margin = self.config.hop_length, self.spectral_features.margin
+        frames = num_frames(len(waveform), hop)
+        padded = F.pad(waveform.to(self.device), (margin, frames * hop - len(waveform) + margin))
+        memory, latents = CausalMemory(), []
+        for start in range(0, frames, BLOCK_FRAMES):
+            end = min(start + BLOCK_FRAMES, frames)
+            block, memory = self.encode_block(padded[start * hop : end * hop + 2 * margin], memory)
+            latents.append(block)
+        return torch.cat(latents)
+
+    @torch.no_grad()
+    def encode_block(self, samples: Tensor, memory: CausalMemory) -> tuple[Tensor, CausalMemory]:
+        """Latents of the next frames of a stream, with a causal encoder.
+
+        In float64, without gradients, in training mode too: what is rounded to tokens depends neither on the size of
+        blocks nor on neighbors in a batch.
+
+        Args:
+            samples: `(margin + frames * hop_length + margin,)`: the frames, and the samples before and after them, zero
+                outside of the recording; `margin` is that of `spectral_features`.
+            memory: Of the block before; a new one at the beginning of a stream.
+
+        Returns:
+            Latents, `(frames, dimensions)`, float32, and the memory for the next block.
+        """
+        features, encoder, projection = (
+            in_float64(part) for part in (self.spectral_features, self.encoder, self.latent_projection)
+        )
+        memory = CausalMemory(memory.present)
+        dtype = next(encoder.parameters()).dtype
+        with torch.autocast(samples.device.type, enabled=False):
+            frames = encoder(features(samples[None].to(dtype)), memory)
+            return projection(frames)[0].float(), memory
 
     def waveforms_to_ids(self, waveforms: list[Tensor]) -> list[list[int]]:
         """Packed tokens of recordings of any lengths, each frame by frame: `frames * tokens_per_frame` ids."""
@@ -441,10 +505,10 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
 
     def _iter_synthesize(self, latents: Tensor, frame_mask: Tensor | None) -> Iterator[Tensor]:
         """Waveform pieces of quantized latents, `(batch, hidden_size, frames)`."""
-        frames, step, reach = latents.shape[-1], self.config.chunk_frames, self.decoder.margins()[0]
+        frames, step, (before, after) = latents.shape[-1], self.config.chunk_frames, self.decoder.context_frames
         for start in range(0, frames, step):
             end = min(start + step, frames)
-            left, right = min(start, reach), min(frames - end, reach)
+            left, right = min(start, before), min(frames - end, after)
             window = slice(start - left, end + right)
             mask = None if frame_mask is None else frame_mask[:, window]
             piece = self.decoder(latents[..., window], mask, context=(left, right))

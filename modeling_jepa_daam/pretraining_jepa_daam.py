@@ -9,11 +9,14 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import ModelOutput
 
+from .causal import CausalMemory
 from .conformer import ConformerBlock
 from .encoder import JepaDaamEncoder
 from .framing import stretch_mask, zero_padding
 from .masking import block_mask
 from .modeling_jepa_daam import JepaDaamPreTrainedModel
+from .vocoder_encoder import FeatureEncoder
+from .vocoder_features import SpectralFeatures
 
 MASK_TOKEN_STD = 0.02
 
@@ -89,17 +92,25 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     """
 
     _auto_class = "AutoModelForPreTraining"
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^quantizer\.", r"^encoder\.transform\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\.", r"^quantizer\.", r"^encoder\.transform\.", r"^latent_projection\."
+    ]  # fmt: skip
     # A checkpoint without a target encoder starts with a copy of its encoder.
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
 
     def __init__(self, config):
         super().__init__(config)
-        self.encoder = JepaDaamEncoder(config, transform=False)
+        self.encoder = self._make_encoder()
         self.predictor = JepaDaamPredictor(config)
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
-        self.target_encoder = JepaDaamEncoder(config, transform=False).requires_grad_(False)
+        self.target_encoder = self._make_encoder().requires_grad_(False)
+        if config.feature_bands > 0:
+            self.spectral_features = SpectralFeatures(config).requires_grad_(False)
         self.post_init()
+
+    def _make_encoder(self) -> JepaDaamEncoder | FeatureEncoder:
+        causal = self.config.feature_bands > 0
+        return FeatureEncoder(self.config) if causal else JepaDaamEncoder(self.config, transform=False)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -181,17 +192,25 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         valid = None if padding_mask is None else frame_mask
         place = self.config.mask_position
 
-        heard = input_values
-        if place == "waveform":
-            heard = zero_padding(input_values, stretch_mask(context_mask, self.config.hop_length))
-        frames = self.encoder.extract_frames(heard, valid)
+        # A causal encoder reads features, and no padding on the right reaches valid frames.
+        inputs, factor = input_values, self.config.hop_length
+        causal = isinstance(self.encoder, FeatureEncoder)
+        if causal:
+            margin = self.spectral_features.margin
+            with torch.no_grad():
+                inputs = self.spectral_features(F.pad(input_values[:, 0], (margin, margin))).to(self.dtype)
+            factor = self.config.patch_size
+        shown = zero_padding(inputs, stretch_mask(context_mask, factor)) if place == "waveform" else inputs
+        past = CausalMemory() if causal else valid  # what a layer takes beside its input
+        frames = self.encoder.extract_frames(shown, past)
+        frames = frames.hidden if causal else frames
         if place != "after_encoder":
             frames = self._hide(frames, context_mask)
-        latents = self.encoder.mix_frames(frames, valid)
+        latents = self.encoder.mix_frames(frames, past)
         context = self._hide(latents, context_mask) if place == "after_encoder" else latents
         predictions = self.predictor(context, valid)
         with torch.no_grad():
-            targets = self.target_encoder(input_values, valid)
+            targets = self.target_encoder(inputs).hidden if causal else self.target_encoder(inputs, valid)
 
         output = JepaDaamForPreTrainingOutput(
             loss=masked_prediction_loss(predictions, targets, frame_mask & ~context_mask),

@@ -35,6 +35,8 @@ class CodecResult(NamedTuple):
     """`(batch, spectra, bands)`, loudness, what is to be predicted then instead of a spectrogram of `real`."""
     predicted: Tensor | None = None
     """What is, of the same shape, beside a waveform, if there is a head that predicts it."""
+    features: Tensor | None = None
+    """Scalar, weighted squared error of the decoded features as a share of their variance, of a causal codec."""
 
 
 @torch.no_grad()

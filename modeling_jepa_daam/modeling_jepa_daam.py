@@ -28,7 +28,7 @@ from .encoder import JepaDaamEncoder
 from .files import verify_weights
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_tokens, pack_frames, unpack_frames
-from .precision import in_float64
+from .float64_copy import in_float64
 from .quantizer import FiniteScalarQuantizer
 from .source_filter_head import SourceFilterHead, white_noise
 from .transform_path import AnalysisTransform

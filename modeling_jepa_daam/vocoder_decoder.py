@@ -14,7 +14,7 @@ from .causal_conformer import CausalConformerBlock
 from .framing import stretch_mask, zero_padding
 from .istft_head import OVERLAP
 from .pitch import pitch_hz
-from .precision import in_float64
+from .float64_copy import in_float64
 from .source_filter_head import SourceFilterHead, Sources
 from .vocoder_envelope import VOICING_SLOPE, from_rows
 

@@ -221,10 +221,18 @@ class FeatureLossConfig:
 
 
 @dataclass(frozen=True)
+class FeatureModelSection(ModelSection):
+    """The model, and where its spectral features come from."""
+
+    spectral_features: str | None = None  # checkpoint folder whose features the caches hold; its tracker is taken over
+
+
+@dataclass(frozen=True)
 class FeatureConfig(TrainingConfig):
     """Stage 2, first part: encoder, quantizer and decoder end to end on spectral features."""
 
     data: FeatureDataConfig = field(default_factory=FeatureDataConfig)
+    model: FeatureModelSection = field(default_factory=FeatureModelSection)
     optim: FeatureOptimConfig = field(default_factory=FeatureOptimConfig)
     losses: FeatureLossConfig = field(default_factory=FeatureLossConfig)
 

@@ -17,7 +17,7 @@ import typer
 
 from modeling_jepa_daam import JepaDaamEncoderModel
 from modeling_jepa_daam.files import replacing
-from modeling_jepa_daam.precision import in_float64
+from modeling_jepa_daam.float64_copy import in_float64
 from modeling_jepa_daam.vocoder_features import SpectralFeatures
 
 from .config import DataConfig

@@ -14,16 +14,22 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamModel
+from modeling_jepa_daam.checkpoint import save_checkpoint as save_model
 from modeling_jepa_daam.files import replacing
+from modeling_jepa_daam.vocoder_decoder import VocoderDecoder
 
 from .audibility import band_weights
 from .checkpointing import list_checkpoints, load_checkpoint, remove_half_written, save_checkpoint
 from .config import FeatureConfig, differences, flatten, load_config, save_config
+from .even_noise import set_even_noise
+from .frozen import load_frozen
 from .run import (
     FREE_SETTINGS,
     ConfigPath,
     Overrides,
     rate_share,
+    replacing_model,
     run_alone,
     run_command,
     seed_randomness,
@@ -34,14 +40,16 @@ from .stage2.feature_codec import FeatureCodec, MovingAverage, index_entropies, 
 from .stage2.feature_data import FeatureBatches, FeatureCache, held_out_windows
 from .tracking import RunLog
 from .vocoder.karhunen_loeve import karhunen_loeve
+from .vocoder.source_filter import set_vocoder_head
 
+WEIGHTS_NAME = "weights.safetensors"  # of the networks alone, for `model.weights` of another run
 MAX_FITTED_PATCHES = 60_000
 EVALUATION_GAINS_DB = (-3.0, -26.0)  # of recordings that peak at 0.7
 EVALUATION_BATCH = 16
 
 
 def main(config: FeatureConfig) -> Path:
-    """Train, and return the file of the trained weights.
+    """Train, and return the folder of the codec: its decoder speaks the features as they are, until it is trained.
 
     Raises:
         ValueError: If the output folder is in use or holds a run with other settings, a checkpoint is damaged, or a
@@ -128,10 +136,13 @@ def train(config: FeatureConfig, accelerator: Accelerator) -> Path:
             log.write(step, evaluate(average.module, cache, weights, config.data.window_frames))
         if step % config.run.save_every == 0 or last:
             save_checkpoint(accelerator, checkpoints, step, batches.state_dict(), config.run.keep_checkpoints)
-            save_weights(average.module, output / "weights.safetensors")
+            save_weights(average.module, output / WEIGHTS_NAME)
+    if config.model.spectral_features is not None:
+        with replacing_model(output / "model") as temporary:
+            save_model(as_codec(average.module, config.model.spectral_features), temporary)
     log.close()
     accelerator.end_training()
-    return output / "weights.safetensors"
+    return output / "model"
 
 
 def prepare(config: FeatureConfig, output: Path, fresh: bool) -> None:
@@ -191,8 +202,6 @@ def make_codec(config: FeatureConfig, cache: FeatureCache, weights: Tensor) -> F
 
 def initialize(codec: FeatureCodec) -> None:
     """Draw the weights as `JepaDaamModel` does."""
-    from modeling_jepa_daam import JepaDaamModel
-
     for module in codec.modules():
         JepaDaamModel._init_weights(codec, module)  # type: ignore[arg-type]
 
@@ -232,6 +241,21 @@ def evaluate(codec: FeatureCodec, cache: FeatureCache, weights: Tensor, frames: 
     figures["codebook/bits_used"] = float(shares.mean())
     figures["codebook/least_used"] = float(shares.min())
     return figures
+
+
+def as_codec(codec: FeatureCodec, spectral_features: str) -> JepaDaamModel:
+    """The codec with waveforms at both ends: features of another checkpoint, and a vocoder head that is computed."""
+    model = JepaDaamModel(codec.config)
+    trained = codec.state_dict().items()
+    state = {name.replace("frame_decoder.", "decoder.frames.", 1): value.float() for name, value in trained}
+    source = load_frozen(JepaDaamEncoderModel, spectral_features)
+    state |= {f"spectral_features.{name}": value for name, value in source.spectral_features.state_dict().items()}
+    unexpected = model.load_state_dict(state, strict=False).unexpected_keys
+    assert not unexpected, unexpected
+    assert isinstance(model.decoder, VocoderDecoder)
+    set_vocoder_head(model.decoder, codec.config.sampling_rate)
+    set_even_noise(model)
+    return model
 
 
 def save_weights(codec: FeatureCodec, path: Path) -> None:

@@ -100,4 +100,4 @@ class AudioDecodeStream:
         done = left + count
         self._context = min(self.delay_frames, done)
         self._frames = self._frames[done - self._context :]
-        return waveform[0, 0].float().cpu().numpy()
+        return waveform[0, 0].clamp(-1.0, 1.0).float().cpu().numpy()

@@ -21,18 +21,24 @@ from .audio import MAX_AMPLITUDE
 from .configuration_jepa_daam import JepaDaamConfig
 from .conformer import ConformerAttention, ConformerBlock
 from .convolution import SnakeBeta
-from .daam import DensityAdaptiveAttention
+from .daam import DensityAdaptiveAttention, collecting_gates
 from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
 from .files import verify_weights
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_tokens, pack_frames, unpack_frames
+from .precision import NARROW, staying_wide, without_float16_autocast
 from .quantizer import FiniteScalarQuantizer
 from .source_filter_head import SourceFilterHead, white_noise
 from .transform_path import AnalysisTransform
 
-# Chunks that an accelerator encodes at once. On CPU each runs alone: see `JepaDaamModel.encode_waveforms`.
-MAX_CHUNKS_PER_BATCH = 32
+# Chunks that are encoded at once, by type of device. On CPU each runs alone: see `JepaDaamModel.encode_waveforms`.
+CHUNKS_PER_BATCH = {"cpu": 1}
+MAX_CHUNKS_PER_BATCH = 32  # of other devices
+
+# Parts that stay float32 in a model of another type. Features of the encoder leave the range of float16; a step of the
+# moving average is smaller than what bfloat16 resolves.
+FLOAT32_PARTS = {"encoder": frozenset({torch.float16}), "target_encoder": NARROW}
 
 
 # Arguments of `from_pretrained` that say where a checkpoint's files are.
@@ -113,6 +119,8 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderStage", "ConformerBlock", "DecoderStage"]
     _supports_sdpa = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules = ["encoder"]  # see FLOAT32_PARTS
+    _keep_in_fp32_modules_strict = ["daam", "target_encoder"]
     # One checkpoint serves all classes, each of which takes its parts.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^predictor\.", r"^target_encoder\.", r"^mask_token$"]
 
@@ -202,22 +210,34 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
                 f"got samples between {samples.min().item()} and {samples.max().item()}"
             )
 
-    def _waveform_dtype(self) -> torch.dtype:
-        """Of the encoder's input: an STFT takes float32 at least, as rounded samples would be heard as noise."""
+    def _apply(self, fn, recurse=True):
+        if recurse:
+            for name, part in self.named_children():
+                part._apply(staying_wide(fn, FLOAT32_PARTS[name]) if name in FLOAT32_PARTS else fn)
+        return super()._apply(fn, recurse=False)
+
+    def _input_device(self, values: Tensor) -> torch.device:
+        """The device of the inputs: the model's; where layers are offloaded, hooks move what they take."""
+        return values.device if self.device.type == "meta" else self.device
+
+    def _encoder_input(self, values: Tensor, encoder: nn.Module) -> Tensor:
+        """Samples in the type of an encoder: an STFT takes float32 at least, as rounded samples sound like noise."""
+        dtype = next(encoder.parameters()).dtype
         stft = self.config.encoder_stft_stages > 0
-        return torch.promote_types(self.dtype, torch.float32) if stft else self.dtype
+        return values.to(torch.promote_types(dtype, torch.float32) if stft else dtype)
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return bool(self.config.return_dict if return_dict is None else return_dict)
 
     def _whole_frames(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Pad a checked batch to whole frames: `(batch, 1, frames * hop)` and `(batch, frames)`, bool."""
-        lengths = self._waveform_lengths(input_values, padding_mask).to(self.device)
-        input_values = input_values.to(self.device, self._waveform_dtype())
+        device = self._input_device(input_values)
+        lengths = self._waveform_lengths(input_values, padding_mask).to(device)
+        input_values = input_values.to(device)
         hop = self.config.hop_length
         frames = num_frames(input_values.shape[-1], hop)
         if padding_mask is not None:
-            input_values = input_values.masked_fill(~padding_mask.bool().to(self.device)[:, None], 0.0)
+            input_values = input_values.masked_fill(~padding_mask.bool().to(device)[:, None], 0.0)
         input_values = F.pad(input_values, (0, frames * hop - input_values.shape[-1]))
         return input_values, lengths_to_mask((lengths + hop - 1) // hop, frames)
 
@@ -261,7 +281,10 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
         if unexpected:
             raise TypeError(f"unexpected arguments: {', '.join(f'`{name}`' for name in sorted(unexpected))}")
         input_values, frame_mask = self._whole_frames(input_values, padding_mask)
-        latents = self.encoder(input_values, None if padding_mask is None else frame_mask)
+        with without_float16_autocast(input_values.device.type):
+            latents = self.encoder(
+                self._encoder_input(input_values, self.encoder), None if padding_mask is None else frame_mask
+            )
         return JepaDaamEncoderModelOutput(last_hidden_state=latents, frame_mask=frame_mask)
 
 
@@ -269,24 +292,40 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
     """The codec: waveforms to packed tokens and back.
 
     Long audio is cut into chunks of `config.chunk_frames` frames, each encoded on its own: memory stays bounded, and
-    in evaluation mode the tokens of a recording depend on nothing but its samples. Decoding reads neighbouring
-    frames across chunks, so that the waveform has no seams.
+    the tokens of a recording depend on nothing but its samples and the weights. Decoding reads neighbouring frames
+    across chunks, so that the waveform has no seams.
+
+    No forward pass changes the model, and tokens are the same in training and in evaluation mode: `train()` leaves the
+    encoder in evaluation mode, without dropout. Training asks by name for what it needs: `model.encoder.train()` for
+    dropout, `model.quantizer(..., learn_statistics=True)` for the statistics of the quantizer.
     """
 
     _auto_class = "AutoModel"
-    _keep_in_fp32_modules_strict = ["quantizer"]  # its running statistics
+    _keep_in_fp32_modules_strict = ["daam", "quantizer"]  # the quantizer: its statistics
 
     def __init__(self, config: JepaDaamConfig):
         super().__init__(config)
         self.encoder = JepaDaamEncoder(config)
         self.quantizer = FiniteScalarQuantizer(config.levels, config.fsq_temperature, config.normalize_latents)
         self.decoder = HifiGanDecoder(config)
+        self.encoder.eval()
         self.post_init()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating point type of the decoder; the encoder and the quantizer may keep a wider one."""
+        return next(parameter.dtype for parameter in self.decoder.parameters())
+
+    def train(self, mode: bool = True):
+        """Set training mode, leaving the encoder in evaluation mode: tokens have no dropout."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
 
     def encode_waveforms(self, waveforms: list[Tensor]) -> list[Tensor]:
         """Latents of recordings of any lengths, chunk by chunk.
 
-        In evaluation on CPU each chunk runs by itself: batching gains nothing there, and kernels that choose their
+        On CPU each chunk runs by itself: batching gains nothing there, and kernels that choose their
         order of summation by the batch's shape would otherwise let a neighbour flip a digit now and then.
 
         Args:
@@ -295,30 +334,86 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         Returns:
             Latents of each, `(ceil(samples / hop_length), hidden_size)`.
         """
+        return self._encode_chunks(waveforms)
+
+    def encode_with_gates(
+        self, waveforms: list[Tensor], mean: bool = False
+    ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+        """Latents and the DAAM gates of the same computation.
+
+        Args:
+            waveforms: Recordings, as for `encode_waveforms`.
+            mean: Whether to return the mean of each gate over each frame, instead of the gate at its own rate.
+
+        Returns:
+            Latents, as of `encode_waveforms`, and for each recording every gate of the encoder in signal order,
+            `(frames, positions)`, float32, on the CPU. The last frame's positions include its padding.
+
+        Raises:
+            ValueError: If the encoder has no gates, or its layers are compiled.
+        """
+        if self.config.num_encoder_gates == 0:
+            raise ValueError("`salience`: the model's encoder has no DAAM gates")
+        chunks: list[list[list[Tensor]]] = [[] for _ in waveforms]
+        latents = self._encode_chunks(waveforms, chunks, mean)
+        return latents, [tuple(torch.cat(gate) for gate in zip(*each, strict=True)) for each in chunks]
+
+    def _encode_chunks(
+        self, waveforms: list[Tensor], gates: list[list[list[Tensor]]] | None = None, mean: bool = False
+    ) -> list[Tensor]:
+        # `gates` receives, for each recording, those of its chunks.
         hop = self.config.hop_length
         chunk_samples = self.config.chunk_frames * hop
         chunks, owners = [], []
         for owner, waveform in enumerate(waveforms):
-            for chunk in waveform.to(self.device, self._waveform_dtype()).split(chunk_samples):
+            values = self._encoder_input(waveform.to(self._input_device(waveform)), self.encoder)
+            for chunk in values.split(chunk_samples):
                 chunks.append(F.pad(chunk, (0, -len(chunk) % hop)))
                 owners.append(owner)
-        alone = self.device.type == "cpu" and not self.training
-        size = 1 if alone else MAX_CHUNKS_PER_BATCH
         latents: list[list[Tensor]] = [[] for _ in waveforms]
+        device = chunks[0].device if chunks else self.device
+        size = CHUNKS_PER_BATCH.get(device.type, MAX_CHUNKS_PER_BATCH)
         for start in range(0, len(chunks), size):
             batch = chunks[start : start + size]
-            frames = torch.tensor([len(chunk) // hop for chunk in batch], device=self.device)
+            frames = torch.tensor([len(chunk) // hop for chunk in batch], device=device)
             padded = pad_sequence(batch, batch_first=True)
             uniform = all(len(chunk) == len(batch[0]) for chunk in batch)
             mask = None if uniform else lengths_to_mask(frames, padded.shape[-1] // hop)
-            encoded = self.encoder(padded[:, None], mask)  # (B, 1, T) -> (B, frames, C)
+            with without_float16_autocast(device.type), collecting_gates() as computed:
+                encoded = self.encoder(padded[:, None], mask)  # (B, 1, T) -> (B, frames, C)
             for offset, row in enumerate(encoded):
                 latents[owners[start + offset]].append(row[: len(batch[offset]) // hop])
+            if gates is None:
+                continue
+            if len(computed) != self.config.num_encoder_gates:
+                raise ValueError(
+                    f"`salience`: the encoder has {self.config.num_encoder_gates} DAAM gates, but {len(computed)} were "
+                    "computed outside of compiled layers"
+                )
+            positions = [gate.unflatten(-1, (encoded.shape[1], -1)) for gate in computed]  # (B, frames, positions)
+            if mean:
+                positions = [gate.mean(dim=-1, keepdim=True) for gate in positions]
+            positions = [gate.float().cpu() for gate in positions]
+            for offset, chunk in enumerate(batch):
+                gates[owners[start + offset]].append([gate[offset, : len(chunk) // hop] for gate in positions])
         return [torch.cat(rows) for rows in latents]
 
     def waveforms_to_ids(self, waveforms: list[Tensor]) -> list[list[int]]:
         """Packed tokens of recordings of any lengths, each frame by frame: `frames * tokens_per_frame` ids."""
         return [self.latents_to_codes(row).T.flatten().tolist() for row in self.encode_waveforms(waveforms)]
+
+    def waveforms_to_ids_with_salience(self, waveforms: list[Tensor]) -> tuple[list[list[int]], list[Tensor]]:
+        """As `waveforms_to_ids`, and the salience of each recording's frames, of the same computation.
+
+        Returns:
+            Ids, and the mean of each gate over each frame, `(frames, gates)`, float32, on the CPU.
+
+        Raises:
+            ValueError: As `encode_with_gates`.
+        """
+        latents, gates = self.encode_with_gates(waveforms, mean=True)
+        ids = [self.latents_to_codes(row).T.flatten().tolist() for row in latents]
+        return ids, [torch.cat(each, dim=-1) for each in gates]
 
     def latents_to_codes(self, latents: Tensor) -> Tensor:
         """Quantize and pack: `(frames, hidden_size)` -> `(tokens_per_frame, frames)`, int64."""
@@ -395,12 +490,13 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
                     f"got {getattr(audio_codes_mask, 'shape', type(audio_codes_mask).__name__)}"
                 )
             mask_to_lengths(audio_codes_mask, "audio_codes_mask")
-            frame_mask = audio_codes_mask.bool().to(self.device)
-        audio_codes = audio_codes.to(self.device)
+            frame_mask = audio_codes_mask.bool().to(self._input_device(audio_codes_mask))
+        audio_codes = audio_codes.to(self._input_device(audio_codes))
         if frame_mask is not None:
             audio_codes = audio_codes.masked_fill(~frame_mask[:, None], 0)
         check_tokens(audio_codes.transpose(1, 2), self.config.levels, self.config.group_size, "audio_codes")
-        return self._iter_synthesize(self.codes_to_latents(audio_codes), frame_mask)
+        pieces = self._iter_synthesize(self.codes_to_latents(audio_codes), frame_mask)
+        return (piece.clamp(-1.0, 1.0) for piece in pieces)  # in training mode the decoder does not clip
 
     def forward(
         self, input_values: Tensor, padding_mask: Tensor | None = None, return_dict: bool | None = None
@@ -430,7 +526,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         # As long as the input: less the last frame's end, or more where whole frames are padding in every row.
         waveform = F.pad(waveform, (0, input_values.shape[-1] - waveform.shape[-1]))
         if padding_mask is not None:
-            waveform = waveform.masked_fill(~padding_mask.bool().to(self.device)[:, None], 0.0)
+            waveform = waveform.masked_fill(~padding_mask.bool().to(waveform.device)[:, None], 0.0)
         output = JepaDaamOutput(
             audio_values=waveform,
             audio_codes=tokens.masked_fill(~frame_mask[..., None], 0).transpose(1, 2),
@@ -454,7 +550,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
             yield piece
 
     def _rows_mask(self, rows: list[Tensor]) -> Tensor:
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
         return lengths_to_mask(lengths, int(lengths.max()))
 
 

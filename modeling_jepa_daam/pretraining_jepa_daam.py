@@ -14,6 +14,7 @@ from .encoder import JepaDaamEncoder
 from .framing import stretch_mask, zero_padding
 from .masking import block_mask
 from .modeling_jepa_daam import JepaDaamPreTrainedModel
+from .precision import without_float16_autocast
 
 MASK_TOKEN_STD = 0.02
 
@@ -85,7 +86,8 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     `config.mask_position` says where frames are hidden: `"waveform"`, where visible frames know nothing of them;
     `"before_conformer"`, where they still share the reach of the convolutions and the gates' statistics; or
     `"after_encoder"` as printed in the paper, where visible frames have attended to hidden ones. The target encoder
-    sees everything, without dropout and without gradients; call `update_target()` after each optimizer step.
+    sees everything, without dropout and without gradients; call `update_target()` after each optimizer step. It stays
+    float32 in a model of another type: bfloat16 cannot hold the small steps of its average.
     """
 
     _auto_class = "AutoModelForPreTraining"
@@ -177,21 +179,22 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
                 f"`context_mask` must be a tensor of shape (batch, frames) = {tuple(frame_mask.shape)}, "
                 f"got {getattr(context_mask, 'shape', type(context_mask).__name__)}"
             )
-        context_mask = context_mask.bool().to(self.device)
+        context_mask = context_mask.bool().to(input_values.device)
         valid = None if padding_mask is None else frame_mask
         place = self.config.mask_position
 
-        heard = input_values
+        heard = self._encoder_input(input_values, self.encoder)
         if place == "waveform":
-            heard = zero_padding(input_values, stretch_mask(context_mask, self.config.hop_length))
-        frames = self.encoder.extract_frames(heard, valid)
-        if place != "after_encoder":
-            frames = self._hide(frames, context_mask)
-        latents = self.encoder.mix_frames(frames, valid)
+            heard = zero_padding(heard, stretch_mask(context_mask, self.config.hop_length))
+        with without_float16_autocast(input_values.device.type):
+            frames = self.encoder.extract_frames(heard, valid)
+            if place != "after_encoder":
+                frames = self._hide(frames, context_mask)
+            latents = self.encoder.mix_frames(frames, valid)
+            with torch.no_grad():
+                targets = self.target_encoder(self._encoder_input(input_values, self.target_encoder), valid)
         context = self._hide(latents, context_mask) if place == "after_encoder" else latents
-        predictions = self.predictor(context, valid)
-        with torch.no_grad():
-            targets = self.target_encoder(input_values, valid)
+        predictions = self.predictor(context.to(self.mask_token.dtype), valid)
 
         output = JepaDaamForPreTrainingOutput(
             loss=masked_prediction_loss(predictions, targets, frame_mask & ~context_mask),

@@ -19,17 +19,19 @@ class AudioTokenStream:
     Args:
         tokenizer: The tokenizer.
         sampling_rate: Rate (Hz) of the pieces.
+        salience: Whether to collect the salience of the frames, for `salience()`.
 
     Raises:
-        ValueError: If the rate is missing or not positive.
+        ValueError: If the rate is missing or not positive, or the model has no gates for `salience`.
         TypeError: If the rate is no number.
     """
 
-    def __init__(self, tokenizer: "JepaAudioTokenizer", sampling_rate: int):
+    def __init__(self, tokenizer: "JepaAudioTokenizer", sampling_rate: int, salience: bool = False):
         self._tokenizer = tokenizer
         self._resampler = Resampler(check_sampling_rate(sampling_rate), tokenizer.sampling_rate)
         self._pending = np.zeros(0, np.float32)
         self._closed = False
+        self._salience: list[torch.Tensor] | None = [] if salience else None
         self.num_samples = 0
         """Samples taken so far, at the model's rate."""
 
@@ -67,6 +69,16 @@ class AudioTokenStream:
             raise ValueError("`samples`: the stream was closed before any came")
         return ids
 
+    def salience(self) -> np.ndarray:
+        """Salience of the frames whose ids are final: `(frames, gates)`, float32.
+
+        Raises:
+            ValueError: If the stream does not collect it, or no frame is final.
+        """
+        if not self._salience:
+            raise ValueError("`salience` needs a stream that was made with `salience=True`, and a final frame")
+        return torch.cat(self._salience).numpy()
+
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("`samples`: the stream is closed; make a new one for another recording")
@@ -81,4 +93,8 @@ class AudioTokenStream:
         if ready == 0:
             return []
         final, self._pending = self._pending[:ready], self._pending[ready:]
-        return model.waveforms_to_ids([torch.from_numpy(final)])[0]
+        if self._salience is None:
+            return model.waveforms_to_ids([torch.from_numpy(final)])[0]
+        [ids], [salience] = model.waveforms_to_ids_with_salience([torch.from_numpy(final)])
+        self._salience.append(salience)
+        return ids

@@ -416,7 +416,12 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         return ids, [torch.cat(each, dim=-1) for each in gates]
 
     def latents_to_codes(self, latents: Tensor) -> Tensor:
-        """Quantize and pack: `(frames, hidden_size)` -> `(tokens_per_frame, frames)`, int64."""
+        """Quantize and pack: `(frames, hidden_size)` -> `(tokens_per_frame, frames)`, int64.
+
+        Raises:
+            ValueError: If the latents are not finite.
+        """
+        self._check_latents(latents)
         indices = self.quantizer(latents[None])[1][0]
         return pack_frames(indices, self.config.levels, self.config.group_size).T
 
@@ -517,6 +522,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         rows = self.encode_waveforms([row[0, :length] for row, length in zip(input_values, lengths, strict=True)])
         latents = pad_sequence(rows, batch_first=True)
         frame_mask = self._rows_mask(rows)
+        self._check_latents(latents)
         quantized, indices = self.quantizer(latents, frame_mask)
         tokens = pack_frames(indices, self.config.levels, self.config.group_size)
         pieces = self._iter_synthesize(
@@ -548,6 +554,14 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
                 valid = frame_mask[:, start:end].repeat_interleave(self.config.hop_length, dim=-1)
                 piece = piece.masked_fill(~valid[:, None], 0.0)
             yield piece
+
+    @staticmethod
+    def _check_latents(latents: Tensor) -> None:
+        if not latents.isfinite().all():
+            raise ValueError(
+                f"the encoder made latents that are not finite, in {latents.dtype}: its weights are damaged, or beyond "
+                "the range of that type"
+            )
 
     def _rows_mask(self, rows: list[Tensor]) -> Tensor:
         lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)

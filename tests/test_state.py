@@ -1,4 +1,4 @@
-"""What turns audio into tokens has no state that a forward pass changes, and no result passes through shared modules."""
+"""A forward pass changes nothing that turns audio into tokens, and no result passes through shared modules."""
 
 import copy
 import threading

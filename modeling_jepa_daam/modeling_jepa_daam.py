@@ -3,9 +3,13 @@
 The way in is `encoder.py`, `quantizer.py`, `packing.py`; the way out is back through these and `decoder.py`.
 """
 
+import json
 import math
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils import CONFIG_NAME, ModelOutput
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .audio import MAX_AMPLITUDE
@@ -24,7 +28,7 @@ from .convolution import SnakeBeta
 from .daam import DensityAdaptiveAttention, collecting_gates
 from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
-from .files import verify_weights
+from .files import check_readable, replacing, verify_weights, weight_files, weights_beside
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_tokens, pack_frames, unpack_frames
 from .precision import NARROW, staying_wide, without_float16_autocast
@@ -119,6 +123,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderStage", "ConformerBlock", "DecoderStage"]
     _supports_sdpa = True
     _supports_attention_backend = True
+    _may_be_new: tuple[str, ...] = ()  # tensors that a checkpoint may lack: what only training needs
     _keep_in_fp32_modules = ["encoder"]  # see FLOAT32_PARTS
     _keep_in_fp32_modules_strict = ["daam", "target_encoder"]
     # One checkpoint serves all classes, each of which takes its parts.
@@ -130,22 +135,76 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As inherited; but weights that are not those that `config.weights_sha256` names are refused.
+        """As inherited, but a checkpoint must be complete: see `check_checkpoint`.
+
+        A caller that asks for `output_loading_info=True` receives the names of missing tensors and may go on without
+        them; a caller that passes `state_dict` brings weights of its own, which are not compared with any file.
 
         Raises:
-            ValueError: If they are damaged, or of another checkpoint.
+            ValueError: If weights are damaged, of another checkpoint, missing or not finite.
+            OSError: If there are none.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.config.weights_sha256 is not None:
-            where = {name: kwargs[name] for name in _WHERE_FILES_ARE if name in kwargs}
-            verify_weights(pretrained_model_name_or_path, model.config.weights_sha256, **where)
-        return loaded
+        reference, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        where = {name: kwargs[name] for name in _WHERE_FILES_ARE if name in kwargs}
+        files: list[Path] | None = None
+        if reference is not None and kwargs.get("state_dict") is None and os.path.isdir(reference):
+            files = weight_files(reference, kwargs.get("variant"), **where)
+            for file in files:
+                check_readable(file)
+        model, info = super().from_pretrained(reference, *model_args, output_loading_info=True, **kwargs)
+        named = None
+        if getattr(model, "_hf_peft_config_loaded", False):  # `reference` was an adapter's
+            reference, files = model.name_or_path, None
+        if reference is not None and kwargs.get("state_dict") is None:
+            named = JepaDaamConfig.get_config_dict(reference, **where)[0].get("weights_sha256")
+            files = weight_files(reference, kwargs.get("variant"), **where) if files is None else files
+        model.config.weights_sha256 = named
+        model.check_checkpoint(reference, files or [], () if wants_info else info["missing_keys"])
+        return (model, info) if wants_info else model
+
+    def check_checkpoint(
+        self, reference: str | os.PathLike | None, files: list[Path], missing: Collection[str]
+    ) -> None:
+        """Say whether what was loaded is a complete checkpoint: these files, every tensor, each of them finite.
+
+        Args:
+            reference: Folder or Hub id, for errors.
+            files: Weight files that were loaded, compared with `config.weights_sha256` if that is set.
+            missing: Names of the model's tensors that are not in the checkpoint.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if self.config.weights_sha256 is not None:
+            verify_weights(str(reference), files, self.config.weights_sha256)
+        lacking = sorted(name for name in missing if not any(re.search(new, name) for new in self._may_be_new))
+        if lacking:
+            raise ValueError(
+                f"{reference} lacks {len(lacking)} tensors of {type(self).__name__}, such as {lacking[0]}: it is not a "
+                "checkpoint of this model, or was saved in part (`output_loading_info=True` loads it all the same)"
+            )
+        for name, tensor in self.state_dict().items():
+            if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
+                raise ValueError(f"{reference} has weights that are not finite, in {name}")
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As inherited; forgets the configuration's `weights_sha256`, which was that of the weights as loaded."""
-        self.config.weights_sha256 = None
+        """As inherited; the configuration then names the SHA-256 of the weights, which loading verifies."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        self._name_weights(save_directory)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        self._name_weights(working_dir)  # `save_pretrained(push_to_hub=True)` uploads before it returns
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _name_weights(self, folder: str | os.PathLike) -> None:
+        config = Path(folder) / CONFIG_NAME
+        if not config.is_file():  # of an adapter, or of a process that does not write
+            return
+        values = json.loads(config.read_text("utf-8"))
+        named = weights_beside(folder)
+        if values.get("weights_sha256") != named:
+            with replacing(config) as temporary:
+                temporary.write_text(json.dumps(values | {"weights_sha256": named}, indent=2, sort_keys=True) + "\n")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

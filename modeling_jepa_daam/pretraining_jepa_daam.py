@@ -94,6 +94,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^quantizer\.", r"^encoder\.transform\."]
     # A checkpoint without a target encoder starts with a copy of its encoder.
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
+    _may_be_new = (r"^predictor\.", r"^mask_token$")
 
     def __init__(self, config):
         super().__init__(config)

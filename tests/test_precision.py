@@ -1,7 +1,5 @@
 """Floating point types below and above float32: tokens stay in range, and what they change is known."""
 
-import io
-
 import numpy as np
 import pytest
 import torch

@@ -275,7 +275,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
                 part._apply(staying_wide(fn, FLOAT32_PARTS[name]) if name in FLOAT32_PARTS else fn)
         return super()._apply(fn, recurse=False)
 
-    def _input_device(self, values: Tensor) -> torch.device:
+    def input_device(self, values: Tensor) -> torch.device:
         """The device of the inputs: the model's; where layers are offloaded, hooks move what they take."""
         return values.device if self.device.type == "meta" else self.device
 
@@ -290,7 +290,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
 
     def _whole_frames(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Pad a checked batch to whole frames: `(batch, 1, frames * hop)` and `(batch, frames)`, bool."""
-        device = self._input_device(input_values)
+        device = self.input_device(input_values)
         lengths = self._waveform_lengths(input_values, padding_mask).to(device)
         input_values = input_values.to(device)
         hop = self.config.hop_length
@@ -425,7 +425,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         chunk_samples = self.config.chunk_frames * hop
         chunks, owners = [], []
         for owner, waveform in enumerate(waveforms):
-            values = self._encoder_input(waveform.to(self._input_device(waveform)), self.encoder)
+            values = self._encoder_input(waveform.to(self.input_device(waveform)), self.encoder)
             for chunk in values.split(chunk_samples):
                 chunks.append(F.pad(chunk, (0, -len(chunk) % hop)))
                 owners.append(owner)
@@ -554,8 +554,8 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
                     f"got {getattr(audio_codes_mask, 'shape', type(audio_codes_mask).__name__)}"
                 )
             mask_to_lengths(audio_codes_mask, "audio_codes_mask")
-            frame_mask = audio_codes_mask.bool().to(self._input_device(audio_codes_mask))
-        audio_codes = audio_codes.to(self._input_device(audio_codes))
+            frame_mask = audio_codes_mask.bool().to(self.input_device(audio_codes_mask))
+        audio_codes = audio_codes.to(self.input_device(audio_codes))
         if frame_mask is not None:
             audio_codes = audio_codes.masked_fill(~frame_mask[:, None], 0)
         check_tokens(audio_codes.transpose(1, 2), self.config.levels, self.config.group_size, "audio_codes")

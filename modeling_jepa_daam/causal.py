@@ -36,9 +36,19 @@ class CausalMemory:
 
         Returns:
             `(..., length + time)`.
+
+        Raises:
+            ValueError: If the past is of another model, or was cut.
         """
         if self._past:
-            past = self._past[len(self.present)].to(x.dtype)
+            place = len(self.present)
+            expected = (*x.shape[:-1], length)
+            if place >= len(self._past) or self._past[place].shape != expected:
+                raise ValueError(
+                    f"`memory` must be of a stream of this model: at place {place} it needs a tensor of shape "
+                    f"{expected}, got {tuple(self._past[place].shape) if place < len(self._past) else 'none'}"
+                )
+            past = self._past[place].to(x)
         else:
             past = x.new_zeros(*x.shape[:-1], length)
         extended = torch.cat([past, x], dim=-1)

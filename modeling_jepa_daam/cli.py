@@ -165,7 +165,10 @@ def info(
     """Print a model's rates, vocabulary and sizes."""
     config = load_config(model)
     size = count_parameters(config)
-    weights = "not verified" if config.weights_sha256 is None else f"SHA-256 {config.weights_sha256[:12]}..."
+    named = config.weights_sha256
+    weights = "not verified" if named is None else f"SHA-256 {str(named)[:12]}..."
+    if isinstance(named, dict):
+        weights = ", ".join(f"{file}: SHA-256 {digest[:12]}..." for file, digest in named.items())
     if config.untrained_seed is not None:
         weights = f"untrained, seed {config.untrained_seed}"
     elif lacks_weights(model):

@@ -12,6 +12,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from .files import weights_beside
 from .packing import group_levels, group_vocabulary_sizes, repeat_levels
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ class JepaDaamConfig(PreTrainedConfig):
         decoder_num_blocks: Convolutional blocks of a vocoder's network at the features' rate, of `decoder_channels[0]`.
         chunk_frames: Frames that the encoder sees at once; longer audio is cut into such chunks, each on its own.
         untrained_seed: Seed that the weights were drawn from, if they were never trained.
-        weights_sha256: SHA-256 of the checkpoint's `model.safetensors`, which loading then verifies. Stands in what
-            `checkpoint.save_checkpoint` wrote; a model that is saved in any other way forgets it.
+        weights_sha256: SHA-256 of the checkpoint's `model.safetensors`, which loading verifies; for shards and variants
+            a mapping of file names to digests. Every save writes that of the weights in the same folder.
 
     Raises:
         ValueError: If a key is unknown, a value has the wrong type or range, or fields contradict each other.
@@ -189,7 +190,7 @@ class JepaDaamConfig(PreTrainedConfig):
     decoder_num_blocks: int = 4
     chunk_frames: int = 30
     untrained_seed: int | None = None
-    weights_sha256: str | None = None
+    weights_sha256: str | dict[str, str] | None = None
 
     def __post_init__(self, **kwargs):
         unknown = set(kwargs) - _INHERITED_KEYS
@@ -305,8 +306,10 @@ class JepaDaamConfig(PreTrainedConfig):
         for name in ("fsq_temperature", "layer_norm_eps"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}")
-        if self.weights_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
-            raise ValueError(f"`weights_sha256` must be 64 hexadecimal digits, got {self.weights_sha256!r}")
+        named = self.weights_sha256
+        for digest in named.values() if isinstance(named, dict) else () if named is None else (named,):
+            if not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(f"`weights_sha256` must be 64 hexadecimal digits, got {digest!r}")
         if not math.isfinite(self.daam_alpha):
             raise ValueError(f"`daam_alpha` must be finite, got {self.daam_alpha}")
         if self.chunk_frames > MAX_CHUNK_S * self.frame_rate:
@@ -443,10 +446,32 @@ class JepaDaamConfig(PreTrainedConfig):
         known = {field.name for field in fields(self)} | _INHERITED_KEYS
         return {name: value for name, value in super().to_dict().items() if name in known}
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As inherited, but a place without the configuration of a jepa-daam model has no defaults.
+
+        Raises:
+            OSError: If there is no `config.json`.
+            ValueError: If it is that of another kind of model.
+        """
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not values:
+            raise OSError(f"no config.json in {pretrained_model_name_or_path}")
+        if values.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(
+                f"config.json of {pretrained_model_name_or_path} is of a {values['model_type']} model, "
+                f"not of a {cls.model_type} model"
+            )
+        return values, kwargs
+
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Save, naming every auto class, so that all of them load from the one folder."""
+        """Save, naming every auto class, so that all of them load from the one folder, and the weights beside it."""
         self.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        named, self.weights_sha256 = self.weights_sha256, weights_beside(save_directory)
+        try:
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            self.weights_sha256 = named
 
 
 _AT_LEAST = {

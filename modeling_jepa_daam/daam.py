@@ -3,14 +3,38 @@
 Convolutional layout: `(batch, channels, time)`.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import staying_wide
+
 SCALE_EPSILON = 1e-3  # epsilon of eq. 3 and eq. 4
 MIN_VARIANCE = 1e-6
+
+# The list of `collecting_gates` that is open in this thread.
+_collected: ContextVar[list[Tensor] | None] = ContextVar("collected_gates", default=None)
+
+
+@contextlib.contextmanager
+def collecting_gates() -> Iterator[list[Tensor]]:
+    """Collect the gates that this thread computes inside a `with` statement.
+
+    Yields:
+        A list that receives every gate, `(batch, time)`, float32, in the order of computation. Gates of other threads
+        and of compiled layers are not in it.
+    """
+    gates: list[Tensor] = []
+    token = _collected.set(gates)
+    try:
+        yield gates
+    finally:
+        _collected.reset(token)
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -78,7 +102,8 @@ def gaussian_mixture(signal: Tensor, mu: Tensor, variance: Tensor, delta: Tensor
 class DensityAdaptiveAttention(nn.Module):
     """Scale features over time by the density of a learned one-channel projection of them.
 
-    `y = x * (1 + alpha * G(projection(x)))` (eq. 9), computed in float32 whatever the model's dtype.
+    `y = x * (1 + alpha * G(projection(x)))` (eq. 9), computed in float32 whatever the model's dtype: its weights stay
+    float32 when the model is moved to another floating point type.
 
     Deviation: eq. 8 multiplies by the gate alone; eq. 9, which section 2.3.1 states for the encoder, holds.
 
@@ -95,6 +120,9 @@ class DensityAdaptiveAttention(nn.Module):
         self.delta = nn.Parameter(torch.zeros(num_gaussians))
         self.nu = nn.Parameter(torch.full((num_gaussians,), math.log(0.5)))
         self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+
+    def _apply(self, fn, recurse=True):
+        return super()._apply(staying_wide(fn), recurse)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, window: int | None = None, memory=None
@@ -115,10 +143,11 @@ class DensityAdaptiveAttention(nn.Module):
         if window is not None:
             return self._forward_causal(x, window, memory)
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.projection.parameters()
-            signal = F.conv1d(x.float(), weight.float(), bias.float())
-            gate = mixture_density(signal, self.delta.float(), self.nu.float(), mask)
-            gated = x * (1.0 + self.alpha.float() * gate).to(x.dtype)
+            signal = self.projection(x.to(self.delta.dtype))  # float32 at least
+            gate = mixture_density(signal, self.delta, self.nu, mask)
+            gated = x * (1.0 + self.alpha * gate).to(x.dtype)
+        if not torch.compiler.is_compiling() and (gates := _collected.get()) is not None:
+            gates.append(gate[:, 0])
         return gated, gate[:, 0]
 
     def _forward_causal(self, x: Tensor, window: int, memory) -> tuple[Tensor, Tensor]:

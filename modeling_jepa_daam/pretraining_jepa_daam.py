@@ -15,6 +15,7 @@ from .encoder import JepaDaamEncoder
 from .framing import stretch_mask, zero_padding
 from .masking import block_mask
 from .modeling_jepa_daam import JepaDaamPreTrainedModel
+from .precision import without_float16_autocast
 from .vocoder_encoder import FeatureEncoder
 from .vocoder_features import SpectralFeatures
 
@@ -88,7 +89,8 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     `config.mask_position` says where frames are hidden: `"waveform"`, where visible frames know nothing of them;
     `"before_conformer"`, where they still share the reach of the convolutions and the gates' statistics; or
     `"after_encoder"` as printed in the paper, where visible frames have attended to hidden ones. The target encoder
-    sees everything, without dropout and without gradients; call `update_target()` after each optimizer step.
+    sees everything, without dropout and without gradients; call `update_target()` after each optimizer step. It stays
+    float32 in a model of another type: bfloat16 cannot hold the small steps of its average.
     """
 
     _auto_class = "AutoModelForPreTraining"
@@ -97,6 +99,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     ]  # fmt: skip
     # A checkpoint without a target encoder starts with a copy of its encoder.
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
+    _may_be_new = (r"^predictor\.", r"^mask_token$")
 
     def __init__(self, config):
         super().__init__(config)
@@ -188,7 +191,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
                 f"`context_mask` must be a tensor of shape (batch, frames) = {tuple(frame_mask.shape)}, "
                 f"got {getattr(context_mask, 'shape', type(context_mask).__name__)}"
             )
-        context_mask = context_mask.bool().to(self.device)
+        context_mask = context_mask.bool().to(input_values.device)
         valid = None if padding_mask is None else frame_mask
         place = self.config.mask_position
 
@@ -198,19 +201,22 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         if causal:
             margin = self.spectral_features.margin
             with torch.no_grad():
-                inputs = self.spectral_features(F.pad(input_values[:, 0], (margin, margin))).to(self.dtype)
+                inputs = self.spectral_features(F.pad(input_values[:, 0], (margin, margin)))
             factor = self.config.patch_size
+        inputs = self._encoder_input(inputs, self.encoder)
         shown = zero_padding(inputs, stretch_mask(context_mask, factor)) if place == "waveform" else inputs
         past = CausalMemory() if causal else valid  # what a layer takes beside its input
-        frames = self.encoder.extract_frames(shown, past)
-        frames = frames.hidden if causal else frames
-        if place != "after_encoder":
-            frames = self._hide(frames, context_mask)
-        latents = self.encoder.mix_frames(frames, past)
+        with without_float16_autocast(input_values.device.type):
+            frames = self.encoder.extract_frames(shown, past)
+            frames = frames.hidden if causal else frames
+            if place != "after_encoder":
+                frames = self._hide(frames, context_mask)
+            latents = self.encoder.mix_frames(frames, past)
+            with torch.no_grad():
+                seen = self._encoder_input(inputs, self.target_encoder)
+                targets = self.target_encoder(seen).hidden if causal else self.target_encoder(seen, valid)
         context = self._hide(latents, context_mask) if place == "after_encoder" else latents
-        predictions = self.predictor(context, valid)
-        with torch.no_grad():
-            targets = self.target_encoder(inputs).hidden if causal else self.target_encoder(inputs, valid)
+        predictions = self.predictor(context.to(self.mask_token.dtype), valid)
 
         output = JepaDaamForPreTrainingOutput(
             loss=masked_prediction_loss(predictions, targets, frame_mask & ~context_mask),

@@ -22,19 +22,21 @@ class AudioTokenStream:
     Args:
         tokenizer: The tokenizer.
         sampling_rate: Rate (Hz) of the pieces.
+        salience: Whether to collect the salience of the frames, for `salience()`.
 
     Raises:
-        ValueError: If the rate is missing or not positive.
+        ValueError: If the rate is missing or not positive, or the model has no gates for `salience`.
         TypeError: If the rate is no number.
     """
 
-    def __init__(self, tokenizer: "JepaAudioTokenizer", sampling_rate: int):
+    def __init__(self, tokenizer: "JepaAudioTokenizer", sampling_rate: int, salience: bool = False):
         self._tokenizer = tokenizer
         self._resampler = Resampler(check_sampling_rate(sampling_rate), tokenizer.sampling_rate)
         self._pending = np.zeros(0, np.float32)
         self._memory = CausalMemory()
         self._started = False
         self._closed = False
+        self._salience: list[torch.Tensor] | None = [] if salience else None
         self.num_samples = 0
         """Samples taken so far, at the model's rate."""
 
@@ -72,6 +74,16 @@ class AudioTokenStream:
             raise ValueError("`samples`: the stream was closed before any came")
         return ids
 
+    def salience(self) -> np.ndarray:
+        """Salience of the frames whose ids are final: `(frames, gates)`, float32.
+
+        Raises:
+            ValueError: If the stream does not collect it, or no frame is final.
+        """
+        if not self._salience:
+            raise ValueError("`salience` needs a stream that was made with `salience=True`, and a final frame")
+        return torch.cat(self._salience).numpy()
+
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("`samples`: the stream is closed; make a new one for another recording")
@@ -88,7 +100,11 @@ class AudioTokenStream:
         if ready == 0:
             return []
         final, self._pending = self._pending[:ready], self._pending[ready:]
-        return model.waveforms_to_ids([torch.from_numpy(final)])[0]
+        if self._salience is None:
+            return model.waveforms_to_ids([torch.from_numpy(final)])[0]
+        [ids], [salience] = model.waveforms_to_ids_with_salience([torch.from_numpy(final)])
+        self._salience.append(salience)
+        return ids
 
     def _take_causally(self, model: Any, last: bool) -> list[int]:
         # Pending are the margin before the next frame, and what has come since.
@@ -103,7 +119,10 @@ class AudioTokenStream:
         ids: list[int] = []
         for _ in range(frames):
             block = torch.from_numpy(self._pending[: hop + 2 * margin]).to(model.device)
-            latents, self._memory = model.encode_block(block, self._memory)
-            ids += model.latents_to_codes(latents).T.flatten().tolist()
+            encoded = model.encode_block(block, self._memory)
+            self._memory = encoded.memory
+            ids += model.latents_to_codes(encoded.latents).T.flatten().tolist()
+            if self._salience is not None:
+                self._salience.append(torch.stack([gate.mean(dim=-1) for gate in encoded.gates], dim=-1))
             self._pending = self._pending[hop:]
         return ids

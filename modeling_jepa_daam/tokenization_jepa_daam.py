@@ -21,7 +21,6 @@ from .framing import check_integer, num_frames
 from .model_cache import cached_model, codec_digest
 from .modeling_jepa_daam import JepaDaamModel
 from .packing import check_tokens, group_levels, group_vocabulary_sizes, pack_frames, repeat_levels, unpack_frames
-from .salience import GateRecorder, recorded_gates
 from .streaming import AudioTokenStream
 
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
@@ -448,14 +447,17 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         encoded: list[tuple[list[int], int, np.ndarray | None]] = [([], 0, None) for _ in batch]
         pending: dict[int, Tensor] = {}
 
-        def taken(gates: GateRecorder | None, ids: list[int]) -> np.ndarray | None:
-            return None if gates is None else gates.take(len(ids) // self.tokens_per_frame).numpy()
-
         def encode_pending() -> None:
-            with recorded_gates(self.model, salience) as gates:
-                sequences = self.model.waveforms_to_ids(list(pending.values()))
-            for position, ids in zip(pending, sequences, strict=True):
-                encoded[position] = (ids, len(pending[position]), taken(gates, ids))
+            if not pending:
+                return
+            waveforms, saliences = list(pending.values()), None
+            if salience:
+                sequences, saliences = self.model.waveforms_to_ids_with_salience(waveforms)
+            else:
+                sequences = self.model.waveforms_to_ids(waveforms)
+            for number, (position, ids) in enumerate(zip(pending, sequences, strict=True)):
+                frames = None if saliences is None else saliences[number].numpy()
+                encoded[position] = (ids, len(pending[position]), frames)
             pending.clear()
 
         on_cpu = torch.device(self._device).type == "cpu"
@@ -463,9 +465,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             try:
                 source = file_source(audio)
                 if source is not None and on_cpu:
-                    with recorded_gates(self.model, salience) as gates:
-                        ids, num_samples = self.encode_file(source)
-                    encoded[position] = (ids, num_samples, taken(gates, ids))
+                    encoded[position] = self._encode_file(source, salience)
                 else:
                     pending[position] = torch.from_numpy(load_audio(audio, sampling_rate, self.sampling_rate))
             except (ValueError, TypeError, FileNotFoundError) as error:
@@ -491,10 +491,14 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is no audio, is damaged or holds no samples.
         """
-        stream, ids = self.stream(self.sampling_rate), []
+        return self._encode_file(source, salience=False)[:2]
+
+    def _encode_file(self, source: Any, salience: bool) -> tuple[list[int], int, np.ndarray | None]:
+        stream, ids = AudioTokenStream(self, self.sampling_rate, salience), []
         for block in read_blocks(source, self.sampling_rate):
             ids += stream.push(block)
-        return ids + stream.close(), stream.num_samples
+        ids += stream.close()
+        return ids, stream.num_samples, stream.salience() if salience else None
 
     def stream(self, sampling_rate: int) -> AudioTokenStream:
         """A stream that takes samples as they come and gives the tokens that became final.
@@ -513,7 +517,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
 
         Returns:
             `(frames, gates)`, float32, positive, one value for every gate of the encoder in signal order: the mean
-            over the frame of each (see `GateRecorder`); a list of them for a batch.
+            over the frame of each; a list of them for a batch.
 
         Raises:
             ValueError: If the model has no gates, or as `__call__`.

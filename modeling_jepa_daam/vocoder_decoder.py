@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .causal import CausalMemory
 from .causal_conformer import CausalConformerBlock
+from .float64_copy import in_float64
 from .framing import stretch_mask, zero_padding
 from .istft_head import OVERLAP
 from .pitch import pitch_hz
-from .float64_copy import in_float64
 from .source_filter_head import SourceFilterHead, Sources
 from .vocoder_envelope import VOICING_SLOPE, from_rows
 

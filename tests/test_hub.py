@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ from modeling_jepa_daam import JepaAudioTokenizer
 from modeling_jepa_daam.configuration_jepa_daam import AUTO_MAP
 from tests.conftest import HUB_CONFIGS, ROOT, SPEECH
 
-SHIPPED_TOP_LEVEL_IMPORTS = {"torch", "transformers", "numpy", "huggingface_hub"}
+SHIPPED_TOP_LEVEL_IMPORTS = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors"}
 
 PROGRAM = """
 import importlib.util, json, sys
@@ -152,6 +153,8 @@ def test_no_model_class_has_a_tokenizers_name(nano_folder):
 @pytest.mark.parametrize("folder", HUB_CONFIGS, ids=lambda folder: folder.name)
 def test_hub_configurations_are_what_saving_writes(folder, tmp_path):
     config = modeling_jepa_daam.JepaDaamConfig.from_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # which the configuration names
+        shutil.copy(weights, tmp_path)
     config.save_pretrained(tmp_path)
     modeling_jepa_daam.JepaDaamFeatureExtractor.from_config(config).save_pretrained(tmp_path)
     JepaAudioTokenizer.from_config(config).save_pretrained(tmp_path)

@@ -112,11 +112,31 @@ def test_memory_pickles_and_does_not_grow(model, speech):
     memory, sizes = CausalMemory(), []
     whole = model.encode_waveforms([torch.from_numpy(speech)])[0]
     for frame in range(8):
-        latents, memory = model.encode_block(padded[frame * 9600 : (frame + 1) * 9600 + 2 * margin], memory)
-        memory = pickle.loads(pickle.dumps(memory))
+        block = model.encode_block(padded[frame * 9600 : (frame + 1) * 9600 + 2 * margin], memory)
+        memory = pickle.loads(pickle.dumps(block.memory))
         sizes.append([tuple(part.shape) for part in memory.present])
-        torch.testing.assert_close(latents[0], whole[frame], atol=1e-8, rtol=1e-6)
+        torch.testing.assert_close(block.latents[0], whole[frame], atol=1e-8, rtol=1e-6)
     assert all(size == sizes[0] for size in sizes)
+
+
+@pytest.mark.parametrize("spoil", [lambda parts: parts[:3], lambda parts: [part[..., 1:] for part in parts]])
+def test_memory_of_another_model_or_cut_is_refused(model, speech, spoil):
+    margin = model.spectral_features.margin
+    samples = torch.from_numpy(speech[: 9600 + 2 * margin])
+    memory = model.encode_block(samples, CausalMemory()).memory
+    memory.present = spoil(memory.present)
+    with pytest.raises(ValueError, match="memory"):
+        model.encode_block(samples, memory)
+
+
+def test_gates_come_with_the_latents(model, speech):
+    _, [gates] = model.encode_with_gates([torch.from_numpy(speech)])
+    assert [tuple(gate.shape) for gate in gates] == [(13, 10), (13, 1)]
+    stream = AudioTokenStream(Tokenizer(model), 24000, salience=True)
+    stream.push(speech)
+    stream.close()
+    _, [salience] = model.waveforms_to_ids_with_salience([torch.from_numpy(speech)])
+    np.testing.assert_allclose(stream.salience(), salience.numpy(), rtol=1e-6)
 
 
 def test_a_batch_has_the_tokens_of_its_items(model, speech):

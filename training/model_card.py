@@ -25,6 +25,7 @@ from safetensors import safe_open
 from modeling_jepa_daam import JepaDaamConfig
 from modeling_jepa_daam.files import replacing, sha256_of, write_json
 
+from .assembly.recipes import SPEECH_SOURCES
 from .bars import BY_NAME, CLEAN_SET, judge
 from .disjoint import Recordings, common_speakers, digests_of, speakers_of
 from .evidence import (
@@ -40,7 +41,6 @@ from .evidence import (
 )
 from .markdown import markdown_table
 from .report import ORIGINAL, Estimate, format_cell, token_table
-from .speech_sources import SPEECH_SOURCES
 
 PAPER_PARAMETERS = 118_512_562 + 69_291_649  # encoder without predictor, quantizer and decoder: Table 3 of the paper
 SPACE_PICTURE = "space.png"  # what a browser showed: see hub_configs/space/README.md

@@ -1,5 +1,6 @@
 """Assemble public recordings of speech into tar shards to train on.
 
+    pip install -e '.[corpora]'
     git clone https://github.com/rhasspy/dataset-voice-kerstin
     python -m training.assemble_speech kerstin=dataset-voice-kerstin --output shards --held-out eval --already train
 
@@ -70,7 +71,7 @@ def command(
                 f"{name}: {manifest['hours']:.2f} h, {manifest['clips']} clips, {manifest['speakers']} speakers, "
                 f"{len(manifest['hours_by_language'])} languages, {len(manifest['left_out'])} left out"
             )
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
 

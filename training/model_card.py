@@ -79,7 +79,18 @@ LOG_COLUMNS = {
     "held_out/loss/recording_mean": "loss of each recording's mean",
 }
 WATTS_PER_CORE = 10  # assumed: a share of a server's processor, memory and fans
-LANGUAGES = {"en": "English", "nl": "Dutch", "fr": "French", "cmn": "Mandarin", "unknown": "unknown languages"}
+LANGUAGES = {
+    "cmn": "Mandarin",
+    "cs": "Czech",
+    "de": "German",
+    "en": "English",
+    "fr": "French",
+    "it": "Italian",
+    "mul": "corpora of several languages",
+    "nl": "Dutch",
+    "ru": "Russian",
+    "unknown": "unknown languages",
+}
 INTRODUCTION = (
     "Means over clips (error rates: ratios of sums), with 95 % bootstrap intervals over speakers where there are "
     "enough, else over clips. The original itself is judged beside them."
@@ -177,7 +188,7 @@ def metadata(name: str, evaluation: dict | None, recordings: dict | None) -> Mod
         pipeline_tag="audio-to-audio",
         tags=["audio", "speech", "neural-codec", "speech-tokenizer", "jepa"],
         license="apache-2.0",
-        language=sorted({source.language for source in trained}) or None,
+        language=sorted({source.language for source in trained} - {"mul"}) or None,
         datasets=sorted({source.hub_id for source in trained if source.hub_id}) or None,
         model_name=name,
         eval_results=(_eval_results(evaluation) if evaluation else None) or None,

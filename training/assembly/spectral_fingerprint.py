@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from .sound_files import resample
+import soxr
 
 RATE = 8000
 WINDOW, HOP = 2048, 64
@@ -60,7 +59,8 @@ _POWERS = (1 << np.arange(BITS, dtype=np.uint64)).astype(np.uint64)
 
 def fingerprint(samples: np.ndarray, rate: int) -> SpectralFingerprint:
     """SpectralFingerprint of `(samples,)`, float32."""
-    padded = np.pad(resample(samples, rate, RATE), WINDOW // 2).astype(np.float32)
+    narrow = soxr.resample(samples, rate, RATE, "HQ") if rate != RATE else samples
+    padded = np.pad(narrow, WINDOW // 2).astype(np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
     energies = np.concatenate(
         [

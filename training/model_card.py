@@ -25,6 +25,7 @@ from safetensors import safe_open
 from modeling_jepa_daam import JepaDaamConfig
 from modeling_jepa_daam.files import replacing, sha256_of, write_json
 
+from .assembly.recipes import SPEECH_SOURCES
 from .bars import BY_NAME, CLEAN_SET, judge
 from .disjoint import Recordings, common_speakers, digests_of, speakers_of
 from .evidence import (
@@ -40,7 +41,6 @@ from .evidence import (
 )
 from .markdown import markdown_table
 from .report import ORIGINAL, Estimate, format_cell, token_table
-from .speech_sources import SPEECH_SOURCES
 
 PAPER_PARAMETERS = 118_512_562 + 69_291_649  # encoder without predictor, quantizer and decoder: Table 3 of the paper
 SPACE_PICTURE = "space.png"  # what a browser showed: see hub_configs/space/README.md
@@ -79,7 +79,18 @@ LOG_COLUMNS = {
     "held_out/loss/recording_mean": "loss of each recording's mean",
 }
 WATTS_PER_CORE = 10  # assumed: a share of a server's processor, memory and fans
-LANGUAGES = {"en": "English", "nl": "Dutch", "fr": "French", "cmn": "Mandarin", "unknown": "unknown languages"}
+LANGUAGES = {
+    "cmn": "Mandarin",
+    "cs": "Czech",
+    "de": "German",
+    "en": "English",
+    "fr": "French",
+    "it": "Italian",
+    "mul": "corpora of several languages",
+    "nl": "Dutch",
+    "ru": "Russian",
+    "unknown": "unknown languages",
+}
 INTRODUCTION = (
     "Means over clips (error rates: ratios of sums), with 95 % bootstrap intervals over speakers where there are "
     "enough, else over clips. The original itself is judged beside them."
@@ -178,7 +189,7 @@ def metadata(name: str, evaluation: dict | None, recordings: dict | None) -> Mod
         pipeline_tag="audio-to-audio",
         tags=["audio", "speech", "neural-codec", "speech-tokenizer", "jepa"],
         license="apache-2.0",
-        language=sorted({source.language for source in trained}) or None,
+        language=sorted({source.language for source in trained} - {"mul"}) or None,
         datasets=sorted({source.hub_id for source in trained if source.hub_id}) or None,
         model_name=name,
         eval_results=(_eval_results(evaluation) if evaluation else None) or None,

@@ -1,0 +1,1 @@
+../../modeling_jepa_daam/vocoder_encoder.py

@@ -1,0 +1,1 @@
+../../modeling_jepa_daam/causal_conformer.py

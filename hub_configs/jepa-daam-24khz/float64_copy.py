@@ -1,0 +1,1 @@
+../../modeling_jepa_daam/float64_copy.py

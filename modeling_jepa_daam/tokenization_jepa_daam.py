@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from .audio import check_sampling_rate, file_source, load_audio, read_blocks, to
 from .configuration_jepa_daam import MAX_SIZE, JepaDaamConfig
 from .decode_stream import AudioDecodeStream
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
+from .files import write_json
 from .framing import check_integer, num_frames
 from .model_cache import cached_model, codec_digest
 from .modeling_jepa_daam import JepaDaamModel
@@ -28,6 +30,7 @@ HUB_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "token"}  # 
 AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
 DTYPES = ("float32", "bfloat16", "float16")
 AUDIO_COLUMNS = ("audio", "path", "file", "audio_filepath")  # of a dataset, where nobody says which; the first it has
+LOCAL_CODEC_FILE = "_codec.json"  # the underscore keeps it out of what `Trainer` pushes
 MAX_PENDING_S = 600  # seconds of recordings that are in memory at once, of a batch of any size
 
 
@@ -317,6 +320,10 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         except OSError as error:
             raise OSError(f"{path} is neither a folder with a tokenizer nor such a Hub id: {error}") from error
         tokenizer = super().from_pretrained(path, *args, revision=revision, **kwargs)
+        local = os.path.join(path, LOCAL_CODEC_FILE)
+        if tokenizer.codec is None and os.path.isdir(path) and os.path.isfile(local):
+            with open(local, encoding="utf-8") as file:
+                tokenizer.codec = json.load(file)["codec"]
         if tokenizer.codec is None and revision != "main":
             tokenizer.codec_revision = revision
         if os.path.isdir(tokenizer.codec_reference):
@@ -326,20 +333,26 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     def save_pretrained(self, save_directory, legacy_format=None, filename_prefix=None, push_to_hub=False, **kwargs):
         """Save the tokenizer; a folder without a jepa-daam model gets a reference to where the model lies.
 
-        What is pushed to the Hub refers to a model on the Hub, or to the one in its own repository; never to a folder
-        of this machine.
+        A model on the Hub is named in `tokenizer_config.json`. The path of a folder of this machine goes to a file of
+        its own, `_codec.json`, which no push of transformers uploads: what is published refers to a model on the Hub,
+        or to the one in its own repository.
         """
-        codec = self.codec
+        codec, local = self.codec, Path(save_directory) / LOCAL_CODEC_FILE
         if _holds_codec(save_directory):
             self.codec = None
         elif self.codec is None:
             self.codec = self.name_or_path or None
-        if (push_to_hub or self._publishing) and self.codec is not None and os.path.isdir(self.codec):
-            self.codec = None
+        folder = None
+        if self.codec is not None and _is_path(self.codec):
+            folder, self.codec = os.path.abspath(self.codec), None
+        local.unlink(missing_ok=True)
         try:
-            return super().save_pretrained(save_directory, legacy_format, filename_prefix, push_to_hub, **kwargs)
+            files = super().save_pretrained(save_directory, legacy_format, filename_prefix, push_to_hub, **kwargs)
         finally:
             self.codec = codec
+        if folder is not None and not self._publishing:
+            write_json(local, {"codec": folder})
+        return files
 
     def push_to_hub(self, *args, **kwargs):
         """Push the tokenizer to the Hub; see `save_pretrained`."""
@@ -438,11 +451,16 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
 
     @torch.inference_mode()
     def _encode_batch(
-        self, batch: list, sampling_rates: Sequence[int | None], place: str = "", salience: bool = False
+        self,
+        batch: list,
+        sampling_rates: Sequence[int | None],
+        place: str = "",
+        salience: bool = False,
+        reasons: list[str | None] | None = None,
     ) -> list[tuple[list[int], int, np.ndarray | None]]:
         """Ids, number of samples and salience, if wanted, of each recording.
 
-        `place` begins what is said of a recording that cannot be read.
+        `place` begins the error of a recording that cannot be read; if `reasons` is a list, errors go there instead.
         """
         encoded: list[tuple[list[int], int, np.ndarray | None]] = [([], 0, None) for _ in batch]
         pending: dict[int, Tensor] = {}
@@ -469,6 +487,9 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
                 else:
                     pending[position] = torch.from_numpy(load_audio(audio, sampling_rate, self.sampling_rate))
             except (ValueError, TypeError, FileNotFoundError) as error:
+                if reasons is not None:
+                    reasons[position] = str(error)
+                    continue
                 if not place:
                     raise
                 kind = next(kind for kind in (ValueError, TypeError, FileNotFoundError) if isinstance(error, kind))
@@ -535,10 +556,12 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     def tokenize_batch(self) -> Callable[..., dict[str, list]]:
         """The function to map over a `datasets` dataset: `dataset.map(tokenizer.tokenize_batch, batched=True, ...)`.
 
-        It takes a batch of rows and `audio_column`, `sampling_rate`, `salience` (all through `fn_kwargs`, all may be
-        missing) and returns columns `input_ids` and `num_samples` (length at the model's rate), whose types are
-        `features`; with `salience=True` a column `salience`, too, as the method of this name has it, and
-        `salience_features`.
+        It takes a batch of rows and `audio_column`, `sampling_rate`, `salience`, `on_error` (all through `fn_kwargs`,
+        all may be missing) and returns columns `input_ids` and `num_samples` (length at the model's rate); with
+        `salience=True` a column `salience`, too, as the method of this name has it. Their types are
+        `features_beside(dataset, ...)`, or `features` and `salience_features` where no other column is kept.
+        A recording that cannot be read ends the map by an error; with `on_error="null"` its columns are null, and a
+        column `reason` says why.
         The audio may be anything that `__call__` takes. A column of type `Audio` is not decoded by `datasets`, so that
         no torchcodec is needed; streams need `cast_column(column, Audio(decode=False))` for that.
 
@@ -554,6 +577,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         audio_column: str | None = None,
         sampling_rate: int | None = None,
         salience: bool = False,
+        on_error: str = "raise",
     ) -> dict[str, list]:
         """Tokenize rows of a dataset; see `tokenize_batch`.
 
@@ -562,12 +586,15 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             audio_column: The column with the recordings; if `None`, the first of `AUDIO_COLUMNS` that is there.
             sampling_rate: Rate (Hz) of arrays; if `None`, that of a column `sampling_rate`, if there is one.
             salience: Whether to add the column `salience`, `(frames, gates)` a row.
+            on_error: `"raise"`, or `"null"` for null values and a column `reason`, the error or null, of recordings
+                that cannot be read.
 
         Raises:
             ValueError: If there is no such column, or a recording cannot be read: names its place in the batch; if
-                `salience` is wanted of a model without gates.
+                `salience` is wanted of a model without gates; if `on_error` is something else.
             TypeError: If `batch` is no mapping.
         """
+        _check_on_error(on_error)
         if not isinstance(batch, Mapping):
             raise TypeError(f"`batch` must be columns by name (`batched=True`), got {type(batch).__name__}")
         column = audio_column or next((name for name in AUDIO_COLUMNS if name in batch), None)
@@ -581,13 +608,19 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             rates = [check_sampling_rate(rate) for rate in batch["sampling_rate"]]
         else:
             rates *= len(recordings)
-        encoded = self._encode_batch(recordings, rates, f"`batch`: recording {{}} of column {column}: ", salience)
+        reasons: list[str | None] | None = None if on_error == "raise" else [None] * len(recordings)
+        place = f"`batch`: recording {{}} of column {column}: "
+        encoded = self._encode_batch(recordings, rates, place, salience, reasons)
         columns: dict[str, list] = {
             "input_ids": [ids for ids, _, _ in encoded],
             "num_samples": [length for _, length, _ in encoded],
         }
         if salience:
             columns["salience"] = [frames for _, _, frames in encoded]
+        if reasons is not None:
+            for values in columns.values():
+                values[:] = [value if reason is None else None for value, reason in zip(values, reasons, strict=True)]
+            columns["reason"] = list(reasons)
         return columns
 
     @property
@@ -608,7 +641,39 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         """
         return self._features(salience=True)
 
-    def _features(self, salience: bool):
+    def features_beside(
+        self,
+        dataset: Any,
+        remove_columns: str | Sequence[str] = (),
+        salience: bool = False,
+        on_error: str = "raise",
+    ):
+        """Types of all columns of a map of `tokenize_batch` that keeps some columns of the dataset.
+
+        Args:
+            dataset: A `datasets` dataset, or its `features`.
+            remove_columns: As of the map: columns that are not kept.
+            salience: As of the map's `fn_kwargs`.
+            on_error: As of the map's `fn_kwargs`.
+
+        Returns:
+            `datasets.Features`, for `dataset.map(tokenizer.tokenize_batch, features=...)`.
+
+        Raises:
+            ValueError: If the dataset has no such column, or does not know its columns (a stream may not).
+            ImportError: If datasets is not installed.
+        """
+        _check_on_error(on_error)
+        kept = getattr(dataset, "features", dataset)
+        if not isinstance(kept, Mapping):
+            raise ValueError(f"`dataset` must have `features`, got {type(dataset).__name__} with {kept!r}")
+        removed = [remove_columns] if isinstance(remove_columns, str) else list(remove_columns)
+        if unknown := [name for name in removed if name not in kept]:
+            raise ValueError(f"`remove_columns`: no column {', '.join(unknown)}, only {', '.join(kept)}")
+        made = self._features(salience, on_error)
+        return type(made)({name: kind for name, kind in kept.items() if name not in removed} | dict(made))
+
+    def _features(self, salience: bool, on_error: str = "raise"):
         try:
             from datasets import Features, List, Value
         except ImportError as error:
@@ -617,6 +682,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         columns = {"input_ids": List(Value(f"uint{bits}")), "num_samples": Value("int64")}
         if salience:
             columns["salience"] = List(List(Value("float32")))
+        if on_error == "null":
+            columns["reason"] = Value("string")
         return Features(columns)
 
     # Ids to audio
@@ -764,6 +831,11 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         return unpack_frames(frames, self.levels, self.group_size).numpy()
 
 
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "null"):
+        raise ValueError(f"`on_error` must be 'raise' or 'null', got {on_error!r}")
+
+
 def _undecoded(batch: Mapping[str, Any], column: str) -> list:
     """A column's recordings; files as they lie in the table, before `datasets` would decode them."""
     table = getattr(batch, "pa_table", None)  # of a batch that `datasets` formats on access
@@ -807,6 +879,11 @@ def _holds_codec(folder: str | os.PathLike) -> bool:
         return False
     with open(config, encoding="utf-8") as file:
         return json.load(file).get("model_type") == JepaDaamConfig.model_type
+
+
+def _is_path(codec: str) -> bool:
+    """Whether a reference to a model is a path of this machine, and not a Hub id."""
+    return os.path.isdir(codec) or os.path.isabs(codec) or codec.startswith((".", "~")) or "\\" in codec
 
 
 def _short(values: tuple) -> str:

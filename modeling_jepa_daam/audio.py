@@ -51,10 +51,13 @@ def to_numpy(values: Any, name: str) -> np.ndarray:
     """Arrays, tensors of any dtype and nested lists as an array.
 
     Raises:
-        ValueError: If the parts differ in length.
+        ValueError: If the parts differ in length, or a tensor is on the meta device.
+        TypeError: If a tensor is sparse or nested.
     """
     if hasattr(values, "detach") and hasattr(values, "cpu"):  # a torch tensor; bfloat16 has no numpy counterpart
-        values = values.detach().cpu()
+        from .precision import with_values  # torch is there, as `values` is a tensor
+
+        values = with_values(values.detach(), name).cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()
     try:
         return np.asarray(values)

@@ -30,8 +30,8 @@ from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
 from .files import check_readable, replacing, verify_weights, weight_files, weights_beside
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
-from .packing import check_tokens, pack_frames, unpack_frames
-from .precision import NARROW, staying_wide, without_float16_autocast
+from .packing import check_integers, check_tokens, pack_frames, unpack_frames
+from .precision import NARROW, staying_wide, with_values, without_float16_autocast
 from .quantizer import FiniteScalarQuantizer
 from .source_filter_head import SourceFilterHead, white_noise
 from .transform_path import AnalysisTransform
@@ -247,6 +247,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
             )
         if not input_values.is_floating_point():
             raise TypeError(f"`input_values` must be floating point, got {input_values.dtype}")
+        input_values = with_values(input_values, "input_values")
         batch, _, samples = input_values.shape
         if padding_mask is None:
             self._check_amplitude(input_values)
@@ -256,6 +257,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
                 f"`padding_mask` must be a tensor of shape (batch, samples) = {(batch, samples)}, "
                 f"got {getattr(padding_mask, 'shape', type(padding_mask).__name__)}"
             )
+        padding_mask = with_values(padding_mask, "padding_mask").to(input_values.device)
         lengths = mask_to_lengths(padding_mask)
         if not lengths.all():
             raise ValueError("`padding_mask` must mark at least one valid sample in every row")
@@ -539,6 +541,8 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         """
         if not isinstance(audio_codes, Tensor):
             raise TypeError(f"`audio_codes` must be a tensor, got {type(audio_codes).__name__}")
+        check_integers(audio_codes, "audio_codes")
+        audio_codes = with_values(audio_codes, "audio_codes").long()
         groups = self.config.tokens_per_frame
         if audio_codes.ndim != 3 or audio_codes.shape[1] != groups or 0 in audio_codes.shape:
             raise ValueError(
@@ -553,6 +557,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
                     f"`audio_codes_mask` must be a tensor of shape (batch, frames) = {expected}, "
                     f"got {getattr(audio_codes_mask, 'shape', type(audio_codes_mask).__name__)}"
                 )
+            audio_codes_mask = with_values(audio_codes_mask, "audio_codes_mask")
             mask_to_lengths(audio_codes_mask, "audio_codes_mask")
             frame_mask = audio_codes_mask.bool().to(self.input_device(audio_codes_mask))
         audio_codes = audio_codes.to(self.input_device(audio_codes))

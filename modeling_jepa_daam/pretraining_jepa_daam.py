@@ -14,7 +14,7 @@ from .encoder import JepaDaamEncoder
 from .framing import stretch_mask, zero_padding
 from .masking import block_mask
 from .modeling_jepa_daam import JepaDaamPreTrainedModel
-from .precision import without_float16_autocast
+from .precision import NARROW, without_float16_autocast
 
 MASK_TOKEN_STD = 0.02
 
@@ -133,11 +133,16 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             decay: tau; `config.ema_decay` if `None`.
 
         Raises:
-            ValueError: If the decay lies outside [0, 1].
+            ValueError: If the decay lies outside [0, 1], or the target encoder is narrower than float32.
         """
         decay = self.config.ema_decay if decay is None else decay
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"`decay` must lie in [0, 1], got {decay}")
+        for name, target in self.target_encoder.named_parameters():
+            if target.dtype in NARROW:
+                raise ValueError(
+                    f"`target_encoder` must be float32 to follow small steps, got {target.dtype} in {name}"
+                )
         for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
             target.lerp_(online.to(target.dtype), 1.0 - decay)
         for target_buffer, buffer in zip(self.target_encoder.buffers(), self.encoder.buffers(), strict=True):

@@ -768,8 +768,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     def audio_ids(self, input_ids: Any) -> list[int]:
         """One sequence (list, array or tensor, not empty) without its special tokens; ids are not checked further."""
         ids = _integers(input_ids, "input_ids")
-        special = torch.tensor([i for i in self._added_tokens_decoder if i >= self.vocab_size], dtype=torch.int64)
-        return ids[~torch.isin(ids, special)].tolist()
+        special = [i for i in self._added_tokens_decoder if i >= self.vocab_size]
+        return ids[~torch.isin(ids, torch.tensor(special, dtype=torch.int64, device="cpu"))].tolist()
 
     def frames(self, input_ids: Any) -> Tensor:
         """One sequence without its special tokens as frames.
@@ -785,7 +785,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
                 number of frames.
             TypeError: If ids are not integers.
         """
-        ids = torch.tensor(self.audio_ids(input_ids), dtype=torch.int64)
+        ids = torch.tensor(self.audio_ids(input_ids), dtype=torch.int64, device="cpu")
         if len(ids) == 0 or len(ids) % self.tokens_per_frame:
             raise ValueError(
                 f"`input_ids` must be a whole number of frames of {self.tokens_per_frame} tokens, got {len(ids)}"

@@ -259,7 +259,12 @@ def levels_db(samples: np.ndarray, hop_length: int) -> np.ndarray:
 
 
 def file_source(audio: Any, name: str = "audio") -> Any:
-    """The path or bytes of `audio` if it is a file or an undecoded `datasets` example, else `None`."""
+    """The path or bytes of `audio` if it is a file (or an open one) or an undecoded `datasets` example, else `None`."""
+    if hasattr(audio, "read") and not isinstance(audio, np.ndarray):
+        content = audio.read()
+        if not isinstance(content, bytes):
+            raise TypeError(f"`{name}` must be open in binary mode, but gives {type(content).__name__}")
+        return content
     if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
         return audio
     if isinstance(audio, Mapping) and "array" not in audio:

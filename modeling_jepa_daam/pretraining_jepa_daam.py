@@ -155,6 +155,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         context_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         return_dict: bool | None = None,
+        return_loss: bool = True,
     ) -> JepaDaamForPreTrainingOutput | tuple:
         """Predict hidden frames and return the loss.
 
@@ -164,6 +165,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             context_mask: `(batch, frames)`, bool, true at visible frames; drawn as in section 2.1 if `None`.
             generator: Source of the drawn mask's randomness, on CPU; torch's default if `None`.
             return_dict: `False` for a plain tuple.
+            return_loss: Whether to compute the loss. By this name `Trainer` knows that it needs no labels.
 
         Raises:
             ValueError: If a shape is wrong, the mask is not padded on the right, or samples are not finite or
@@ -203,7 +205,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         predictions = self.predictor(context.to(self.mask_token.dtype), valid)
 
         output = JepaDaamForPreTrainingOutput(
-            loss=masked_prediction_loss(predictions, targets, frame_mask & ~context_mask),
+            loss=masked_prediction_loss(predictions, targets, frame_mask & ~context_mask) if return_loss else None,
             predictions=predictions,
             targets=targets,
             context_mask=context_mask,

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.tokenization_utils_base import LARGE_INTEGER, TOKENIZER_CONFIG_FILE
 from transformers.utils import cached_file
 
 from .audio import check_sampling_rate, file_source, load_audio, read_blocks, to_numpy
@@ -30,8 +31,11 @@ HUB_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "token"}  # 
 AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
 DTYPES = ("float32", "bfloat16", "float16")
 AUDIO_COLUMNS = ("audio", "path", "file", "audio_filepath")  # of a dataset, where nobody says which; the first it has
+PCM_TYPES = {"uint8": np.uint8, "int8": np.int8, "int16": np.int16, "int32": np.int32}  # names as of Arrow
 LOCAL_CODEC_FILE = "_codec.json"  # the underscore keeps it out of what `Trainer` pushes
 MAX_PENDING_S = 600  # seconds of recordings that are in memory at once, of a batch of any size
+
+_rendering: ContextVar[bool] = ContextVar("rendering_a_chat", default=False)
 
 
 class JepaAudioTokenizer(PreTrainedTokenizer):
@@ -372,7 +376,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         text: str | list[str] | None = None,
         add_special_tokens: bool = False,
         padding: bool | str = False,
-        truncation: bool = False,
+        truncation: bool | str = False,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
@@ -389,8 +393,10 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             text: In place of `audio`: the string form of token sequences.
             add_special_tokens: Whether to put each sequence between `bos` and `eos`.
             padding: As of any tokenizer: `True`, `"longest"`, `"max_length"` or `False`.
-            truncation: Whether to cut sequences to `max_length` tokens, whole frames only.
-            max_length: Tokens for truncation and for padding to `"max_length"`.
+            truncation: Whether to cut sequences to `max_length` tokens, whole frames only, at the `truncation_side`:
+                `True`, `"longest_first"` or `"only_first"`; `False` or `"do_not_truncate"`.
+            max_length: Tokens for truncation and for padding to `"max_length"`; if `None`, `model_max_length`, where
+                the tokenizer has one.
             pad_to_multiple_of: Pad to a multiple of so many tokens.
             padding_side: `"right"` or `"left"`; the tokenizer's own if `None`.
             return_attention_mask: Whether to return the mask; yes if `None`.
@@ -403,7 +409,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
 
         Raises:
             ValueError: If a recording is empty, unreadable, not finite or of a wrong shape, or its rate is missing;
-                if `max_length` holds no whole frame.
+                if `truncation` is unknown, or `max_length` is missing or holds no whole frame.
             TypeError: If a recording is of no known kind, or an argument is unknown.
             FileNotFoundError: If a path names no file.
         """
@@ -415,6 +421,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             "return_attention_mask": return_attention_mask,
             "return_tensors": return_tensors,
         }
+        if _rendering.get():  # `apply_chat_template` passes its text as the first argument
+            audio, text = None, audio
         if text is not None:
             if audio is not None:
                 raise ValueError("`audio` and `text` cannot both be given")
@@ -431,9 +439,14 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             check_integer(pad_to_multiple_of, "pad_to_multiple_of")
         if max_length is not None:
             check_integer(max_length, "max_length")
-        elif truncation:
-            raise ValueError("`max_length` must be given with `truncation=True`")
-        room = None if not truncation or max_length is None else max_length - 2 * bool(add_special_tokens)
+        cut = _cuts(truncation)
+        if cut and max_length is None:
+            if self.model_max_length > LARGE_INTEGER:
+                raise ValueError(
+                    f"`max_length` must be given with `truncation={truncation!r}`: there is no longest input"
+                )
+            max_length = self.model_max_length
+        room = max_length - 2 * bool(add_special_tokens) if cut and max_length is not None else None
         if room is not None and room < self.tokens_per_frame:
             raise ValueError(
                 f"`max_length` must hold a frame of {self.tokens_per_frame} tokens"
@@ -443,11 +456,25 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         single = len(batch) == 1 and batch[0] is audio
         sequences = [ids for ids, _, _ in self._encode_batch(batch, [sampling_rate] * len(batch))]
         if room is not None:
-            sequences = [ids[: room - room % self.tokens_per_frame] for ids in sequences]
+            kept = room - room % self.tokens_per_frame
+            side = slice(-kept, None) if self.truncation_side == "left" else slice(kept)
+            sequences = [ids[side] for ids in sequences]
         if add_special_tokens:
             sequences = [self.build_inputs_with_special_tokens(ids) for ids in sequences]
         encoding: dict[str, Any] = {"input_ids": sequences[0] if single and return_tensors is None else sequences}
         return self.pad(encoding, **padding_arguments)
+
+    def apply_chat_template(self, *args, **kwargs):
+        """As of any tokenizer; the rendered chat must be made of audio tokens and special tokens.
+
+        Raises:
+            ValueError: If it has other text: `add_audio_tokens` extends a tokenizer of text by audio tokens.
+        """
+        token = _rendering.set(True)
+        try:
+            return super().apply_chat_template(*args, **kwargs)
+        finally:
+            _rendering.reset(token)
 
     @torch.inference_mode()
     def _encode_batch(
@@ -831,6 +858,17 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         return unpack_frames(frames, self.levels, self.group_size).numpy()
 
 
+def _cuts(truncation: bool | str) -> bool:
+    """Whether a `truncation` argument cuts a single sequence."""
+    named = {"longest_first": True, "only_first": True, "do_not_truncate": False}
+    if isinstance(truncation, bool):
+        return truncation
+    name = getattr(truncation, "value", truncation)
+    if name not in named:
+        raise ValueError(f"`truncation` must be a bool or one of {', '.join(named)}, got {truncation!r}")
+    return named[name]
+
+
 def _check_on_error(on_error: str) -> None:
     if on_error not in ("raise", "null"):
         raise ValueError(f"`on_error` must be 'raise' or 'null', got {on_error!r}")
@@ -843,6 +881,9 @@ def _undecoded(batch: Mapping[str, Any], column: str) -> list:
         stored = table.column(column)
         if {field.name for field in getattr(stored.type, "fields", ())} == {"bytes", "path"}:
             return [_opened(row) for row in stored.to_pylist()]
+        width = PCM_TYPES.get(str(getattr(stored.type, "value_type", "")))
+        if width is not None:  # a list of Python's integers would no longer say how loud they are
+            return [None if row is None else np.array(row, width) for row in stored.to_pylist()]
     return [_opened(row) for row in batch[column]]
 
 

@@ -325,7 +325,9 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
         self.post_init()
 
     @capture_outputs
-    def forward(self, input_values: Tensor, padding_mask: Tensor | None = None, **kwargs) -> JepaDaamEncoderModelOutput:
+    def forward(
+        self, input_values: Tensor | None = None, padding_mask: Tensor | None = None, **kwargs
+    ) -> JepaDaamEncoderModelOutput:
         """Encode recordings to features.
 
         Args:
@@ -338,6 +340,11 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
                 beyond full scale.
             TypeError: If `input_values` are not floating point, or an argument is unknown.
         """
+        if input_values is None:  # as of `pipeline("feature-extraction")`, which takes a tokenizer
+            raise TypeError(
+                "`input_values` is missing; the encoder takes a feature extractor's output, not a tokenizer's: "
+                "`model(**feature_extractor(audio, sampling_rate, return_tensors='pt'))`"
+            )
         unexpected = set(kwargs) - {"output_hidden_states", "output_attentions", "output_daam_gates"}
         if unexpected:
             raise TypeError(f"unexpected arguments: {', '.join(f'`{name}`' for name in sorted(unexpected))}")

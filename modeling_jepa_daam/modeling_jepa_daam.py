@@ -28,7 +28,14 @@ from .convolution import SnakeBeta
 from .daam import DensityAdaptiveAttention, collecting_gates
 from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
-from .files import check_readable, replacing, verify_weights, weight_files, weights_beside
+from .files import (
+    check_readable,
+    remove_replaced_weights,
+    replacing,
+    verify_weights,
+    weight_files,
+    weights_beside,
+)
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_integers, check_tokens, pack_frames, unpack_frames
 from .precision import NARROW, staying_wide, with_values, without_float16_autocast
@@ -190,7 +197,8 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As inherited; the configuration then names the SHA-256 of the weights, which loading verifies."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        self._name_weights(save_directory)
+        if kwargs.get("is_main_process", args[0] if args else True):
+            self._name_weights(save_directory)
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         self._name_weights(working_dir)  # `save_pretrained(push_to_hub=True)` uploads before it returns
@@ -201,6 +209,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         if not config.is_file():  # of an adapter, or of a process that does not write
             return
         values = json.loads(config.read_text("utf-8"))
+        remove_replaced_weights(folder)
         named = weights_beside(folder)
         if values.get("weights_sha256") != named:
             with replacing(config) as temporary:

@@ -145,16 +145,18 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         """As inherited, but a checkpoint must be complete: see `check_checkpoint`.
 
         A caller that asks for `output_loading_info=True` receives the names of missing tensors and may go on without
-        them; a caller that passes `state_dict` brings weights of its own, which are not compared with any file.
+        them; a caller that passes `state_dict` brings weights of its own, which may be a part and are compared with no
+        file.
 
         Raises:
             ValueError: If weights are damaged, of another checkpoint, missing or not finite.
             OSError: If there are none.
         """
         reference, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        from_files = reference is not None and kwargs.get("state_dict") is None
         where = {name: kwargs[name] for name in _WHERE_FILES_ARE if name in kwargs}
         files: list[Path] | None = None
-        if reference is not None and kwargs.get("state_dict") is None and os.path.isdir(reference):
+        if from_files and os.path.isdir(reference):
             files = weight_files(reference, kwargs.get("variant"), **where)
             for file in files:
                 check_readable(file)
@@ -162,11 +164,12 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         named = None
         if getattr(model, "_hf_peft_config_loaded", False):  # `reference` was an adapter's
             reference, files = model.name_or_path, None
-        if reference is not None and kwargs.get("state_dict") is None:
+        if from_files:
             named = JepaDaamConfig.get_config_dict(reference, **where)[0].get("weights_sha256")
             files = weight_files(reference, kwargs.get("variant"), **where) if files is None else files
         model.config.weights_sha256 = named
-        model.check_checkpoint(reference, files or [], () if wants_info else info["missing_keys"])
+        missing = info["missing_keys"] if from_files and not wants_info else ()
+        model.check_checkpoint(reference, files or [], missing)
         return (model, info) if wants_info else model
 
     def check_checkpoint(

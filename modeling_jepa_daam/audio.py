@@ -51,10 +51,13 @@ def to_numpy(values: Any, name: str) -> np.ndarray:
     """Arrays, tensors of any dtype and nested lists as an array.
 
     Raises:
-        ValueError: If the parts differ in length.
+        ValueError: If the parts differ in length, or a tensor is on the meta device.
+        TypeError: If a tensor is sparse or nested.
     """
     if hasattr(values, "detach") and hasattr(values, "cpu"):  # a torch tensor; bfloat16 has no numpy counterpart
-        values = values.detach().cpu()
+        from .precision import with_values  # torch is there, as `values` is a tensor
+
+        values = with_values(values.detach(), name).cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()
     try:
         return np.asarray(values)
@@ -256,7 +259,12 @@ def levels_db(samples: np.ndarray, hop_length: int) -> np.ndarray:
 
 
 def file_source(audio: Any, name: str = "audio") -> Any:
-    """The path or bytes of `audio` if it is a file or an undecoded `datasets` example, else `None`."""
+    """The path or bytes of `audio` if it is a file (or an open one) or an undecoded `datasets` example, else `None`."""
+    if hasattr(audio, "read") and not isinstance(audio, np.ndarray):
+        content = audio.read()
+        if not isinstance(content, bytes):
+            raise TypeError(f"`{name}` must be open in binary mode, but gives {type(content).__name__}")
+        return content
     if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
         return audio
     if isinstance(audio, Mapping) and "array" not in audio:

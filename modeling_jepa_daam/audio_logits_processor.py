@@ -24,8 +24,8 @@ class AudioLogitsProcessor(LogitsProcessor):
         vocabulary: Where audio lies in the model's vocabulary.
         max_frames: Frames of audio, those of the prompt among them, after which the end mark must come; as many as the
             model likes if `None`.
-        prompt_ids: For `generate(inputs_embeds=...)`, which passes no ids of the prompt: what comes before the generated
-            ids, `(length,)` or `(batch, length)`. The start mark alone says that audio has begun.
+        prompt_ids: For `generate(inputs_embeds=...)`, which passes no ids of the prompt: what stands before the
+            generated ids, `(length,)` or `(batch, length)`. The start mark alone says that audio has begun.
 
     Raises:
         ValueError: If `max_frames` is below 1, or `prompt_ids` has another shape.

@@ -121,7 +121,7 @@ class AudioStreamer(BaseStreamer):
             yield from self
         finally:
             stopped.set()
-            thread.join()
+            thread.join(self._timeout)
             while not self._pieces.empty():  # of a caller that stopped, or an error that came twice
                 self._pieces.get_nowait()
 

@@ -2,13 +2,13 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from .audio import check_sampling_rate, load_audio
+from .audio import check_sampling_rate, load_audio, to_numpy
 from .framing import check_integer
 
 
@@ -85,10 +85,42 @@ class JepaDaamFeatureExtractor(SequenceFeatureExtractor):
         ]
         if truncation:
             recordings = [recording[:max_length] for recording in recordings]
-        padded = self.pad(
+        length = None if max_length is None else math.ceil(max_length / self.hop_length) * self.hop_length
+        return self._padded(recordings, padding, length, return_tensors)
+
+    def pad(self, processed_features: Any, padding: bool | str = True, max_length: int | None = None, **kwargs):
+        """As inherited, of `(samples,)` each; or of what `__call__` returned, `(1, samples)` each, whose form it keeps.
+
+        Args:
+            processed_features: A batch, or a list of features.
+            padding: As of `__call__`.
+            max_length: Samples to pad to with `padding="max_length"`.
+            **kwargs: As of any feature extractor; of what `__call__` returned only `return_tensors`.
+
+        Raises:
+            TypeError: If an argument is unknown.
+        """
+        features = processed_features
+        if isinstance(features, (list, tuple)) and features and isinstance(features[0], Mapping):
+            features = {name: [example[name] for example in features] for name in features[0]}
+        values = features.get("input_values", ()) if isinstance(features, Mapping) else ()
+        if len(values) == 0 or any(np.ndim(value) != 2 for value in values):
+            return super().pad(processed_features, padding, max_length, **kwargs)
+        if unknown := kwargs.keys() - {"return_tensors"}:
+            raise TypeError(f"`{min(unknown)}` is unknown for features of shape (1, samples)")
+        recordings = [to_numpy(value, "input_values")[0] for value in values]
+        if "padding_mask" in features:
+            masks = [to_numpy(mask, "padding_mask") for mask in features["padding_mask"]]
+            recordings = [row[: int(mask.sum())] for row, mask in zip(recordings, masks, strict=True)]
+        return self._padded(recordings, padding, max_length, kwargs.get("return_tensors"))
+
+    def _padded(
+        self, recordings: list[np.ndarray], padding: bool | str, max_length: int | None, return_tensors: str | None
+    ) -> BatchFeature:
+        padded = super().pad(
             BatchFeature({"input_values": recordings}),
             padding=padding,
-            max_length=None if max_length is None else math.ceil(max_length / self.hop_length) * self.hop_length,
+            max_length=max_length,
             pad_to_multiple_of=self.hop_length if padding else None,
             return_attention_mask=True,
         )

@@ -38,7 +38,10 @@ def cached_model(reference: str, revision: str | None, device: str, dtype: str) 
     with _lock:
         if key not in _models or _models[key][0] != files:
             _models.pop(key, None)
-            model = JepaDaamModel.from_pretrained(reference, revision=revision or "main", dtype=getattr(torch, dtype))
+            with torch.device("cpu"):  # whatever the default device
+                model = JepaDaamModel.from_pretrained(
+                    reference, revision=revision or "main", dtype=getattr(torch, dtype)
+                )
             _models[key] = (files, model.eval().to(device=device))
         return _models[key][1]
 

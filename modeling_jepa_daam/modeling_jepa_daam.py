@@ -30,11 +30,18 @@ from .convolution import SnakeBeta
 from .daam import DensityAdaptiveAttention, collecting_gates
 from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
-from .files import check_readable, replacing, verify_weights, weight_files, weights_beside
+from .files import (
+    check_readable,
+    remove_replaced_weights,
+    replacing,
+    verify_weights,
+    weight_files,
+    weights_beside,
+)
 from .float64_copy import in_float64
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
-from .packing import check_tokens, pack_frames, unpack_frames
-from .precision import NARROW, staying_wide, without_float16_autocast
+from .packing import check_integers, check_tokens, pack_frames, unpack_frames
+from .precision import NARROW, staying_wide, with_values, without_float16_autocast
 from .quantizer import FiniteScalarQuantizer
 from .source_filter_head import SourceFilterHead, white_noise
 from .transform_path import AnalysisTransform
@@ -156,16 +163,18 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         """As inherited, but a checkpoint must be complete: see `check_checkpoint`.
 
         A caller that asks for `output_loading_info=True` receives the names of missing tensors and may go on without
-        them; a caller that passes `state_dict` brings weights of its own, which are not compared with any file.
+        them; a caller that passes `state_dict` brings weights of its own, which may be a part and are compared with no
+        file.
 
         Raises:
             ValueError: If weights are damaged, of another checkpoint, missing or not finite.
             OSError: If there are none.
         """
         reference, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        from_files = reference is not None and kwargs.get("state_dict") is None
         where = {name: kwargs[name] for name in _WHERE_FILES_ARE if name in kwargs}
         files: list[Path] | None = None
-        if reference is not None and kwargs.get("state_dict") is None and os.path.isdir(reference):
+        if from_files and os.path.isdir(reference):
             files = weight_files(reference, kwargs.get("variant"), **where)
             for file in files:
                 check_readable(file)
@@ -173,11 +182,12 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         named = None
         if getattr(model, "_hf_peft_config_loaded", False):  # `reference` was an adapter's
             reference, files = model.name_or_path, None
-        if reference is not None and kwargs.get("state_dict") is None:
+        if from_files:
             named = JepaDaamConfig.get_config_dict(reference, **where)[0].get("weights_sha256")
             files = weight_files(reference, kwargs.get("variant"), **where) if files is None else files
         model.config.weights_sha256 = named
-        model.check_checkpoint(reference, files or [], () if wants_info else info["missing_keys"])
+        missing = info["missing_keys"] if from_files and not wants_info else ()
+        model.check_checkpoint(reference, files or [], missing)
         return (model, info) if wants_info else model
 
     def check_checkpoint(
@@ -208,7 +218,8 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As inherited; the configuration then names the SHA-256 of the weights, which loading verifies."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        self._name_weights(save_directory)
+        if kwargs.get("is_main_process", args[0] if args else True):
+            self._name_weights(save_directory)
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         self._name_weights(working_dir)  # `save_pretrained(push_to_hub=True)` uploads before it returns
@@ -219,6 +230,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         if not config.is_file():  # of an adapter, or of a process that does not write
             return
         values = json.loads(config.read_text("utf-8"))
+        remove_replaced_weights(folder)
         named = weights_beside(folder)
         if values.get("weights_sha256") != named:
             with replacing(config) as temporary:
@@ -265,6 +277,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
             )
         if not input_values.is_floating_point():
             raise TypeError(f"`input_values` must be floating point, got {input_values.dtype}")
+        input_values = with_values(input_values, "input_values")
         batch, _, samples = input_values.shape
         if padding_mask is None:
             self._check_amplitude(input_values)
@@ -274,6 +287,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
                 f"`padding_mask` must be a tensor of shape (batch, samples) = {(batch, samples)}, "
                 f"got {getattr(padding_mask, 'shape', type(padding_mask).__name__)}"
             )
+        padding_mask = with_values(padding_mask, "padding_mask").to(input_values.device)
         lengths = mask_to_lengths(padding_mask)
         if not lengths.all():
             raise ValueError("`padding_mask` must mark at least one valid sample in every row")
@@ -346,7 +360,9 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
         self.post_init()
 
     @capture_outputs
-    def forward(self, input_values: Tensor, padding_mask: Tensor | None = None, **kwargs) -> JepaDaamEncoderModelOutput:
+    def forward(
+        self, input_values: Tensor | None = None, padding_mask: Tensor | None = None, **kwargs
+    ) -> JepaDaamEncoderModelOutput:
         """Encode recordings to features.
 
         Args:
@@ -359,6 +375,11 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
                 beyond full scale.
             TypeError: If `input_values` are not floating point, or an argument is unknown.
         """
+        if input_values is None:  # as of `pipeline("feature-extraction")`, which takes a tokenizer
+            raise TypeError(
+                "`input_values` is missing; the encoder takes a feature extractor's output, not a tokenizer's: "
+                "`model(**feature_extractor(audio, sampling_rate, return_tensors='pt'))`"
+            )
         unexpected = set(kwargs) - {"output_hidden_states", "output_attentions", "output_daam_gates"}
         if unexpected:
             raise TypeError(f"unexpected arguments: {', '.join(f'`{name}`' for name in sorted(unexpected))}")
@@ -628,6 +649,8 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         """
         if not isinstance(audio_codes, Tensor):
             raise TypeError(f"`audio_codes` must be a tensor, got {type(audio_codes).__name__}")
+        check_integers(audio_codes, "audio_codes")
+        audio_codes = with_values(audio_codes, "audio_codes").long()
         groups = self.config.tokens_per_frame
         if audio_codes.ndim != 3 or audio_codes.shape[1] != groups or 0 in audio_codes.shape:
             raise ValueError(
@@ -642,6 +665,7 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
                     f"`audio_codes_mask` must be a tensor of shape (batch, frames) = {expected}, "
                     f"got {getattr(audio_codes_mask, 'shape', type(audio_codes_mask).__name__)}"
                 )
+            audio_codes_mask = with_values(audio_codes_mask, "audio_codes_mask")
             mask_to_lengths(audio_codes_mask, "audio_codes_mask")
             frame_mask = audio_codes_mask.bool().to(self.input_device(audio_codes_mask))
         audio_codes = audio_codes.to(self.input_device(audio_codes))

@@ -1,4 +1,4 @@
-"""Which parts of a model keep a floating point type of their own."""
+"""Types of tensors: which parts of a model keep one of their own, and which inputs have values that can be read."""
 
 import contextlib
 from collections.abc import Callable, Collection
@@ -31,3 +31,24 @@ def without_float16_autocast(device_type: str) -> contextlib.AbstractContextMana
     if torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16:
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
+
+
+def with_values(tensor: Tensor, name: str) -> Tensor:
+    """The same tensor as plain memory, without a pending conjugation or negation.
+
+    Args:
+        tensor: Of any device and layout.
+        name: The argument's name in error messages.
+
+    Raises:
+        ValueError: If it is a meta tensor.
+        TypeError: If it is sparse or nested.
+    """
+    if tensor.is_meta:
+        raise ValueError(f"`{name}` is on the meta device and has no values: pass a tensor of another device")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise TypeError(
+            f"`{name}` must be a dense tensor, got layout {tensor.layout}: pass `{name}.to_dense()` or, of a nested "
+            "one, a list of its parts"
+        )
+    return tensor.resolve_conj().resolve_neg()

@@ -15,7 +15,7 @@ from .encoder import JepaDaamEncoder
 from .framing import stretch_mask, zero_padding
 from .masking import block_mask
 from .modeling_jepa_daam import JepaDaamPreTrainedModel
-from .precision import without_float16_autocast
+from .precision import NARROW, without_float16_autocast
 from .vocoder_encoder import FeatureEncoder
 from .vocoder_features import SpectralFeatures
 
@@ -144,11 +144,16 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             decay: tau; `config.ema_decay` if `None`.
 
         Raises:
-            ValueError: If the decay lies outside [0, 1].
+            ValueError: If the decay lies outside [0, 1], or the target encoder is narrower than float32.
         """
         decay = self.config.ema_decay if decay is None else decay
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"`decay` must lie in [0, 1], got {decay}")
+        for name, target in self.target_encoder.named_parameters():
+            if target.dtype in NARROW:
+                raise ValueError(
+                    f"`target_encoder` must be float32 to follow small steps, got {target.dtype} in {name}"
+                )
         for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
             target.lerp_(online.to(target.dtype), 1.0 - decay)
         for target_buffer, buffer in zip(self.target_encoder.buffers(), self.encoder.buffers(), strict=True):
@@ -161,6 +166,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         context_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         return_dict: bool | None = None,
+        return_loss: bool = True,
     ) -> JepaDaamForPreTrainingOutput | tuple:
         """Predict hidden frames and return the loss.
 
@@ -170,6 +176,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             context_mask: `(batch, frames)`, bool, true at visible frames; drawn as in section 2.1 if `None`.
             generator: Source of the drawn mask's randomness, on CPU; torch's default if `None`.
             return_dict: `False` for a plain tuple.
+            return_loss: Whether to compute the loss. By this name `Trainer` knows that it needs no labels.
 
         Raises:
             ValueError: If a shape is wrong, the mask is not padded on the right, or samples are not finite or
@@ -219,7 +226,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         predictions = self.predictor(context.to(self.mask_token.dtype), valid)
 
         output = JepaDaamForPreTrainingOutput(
-            loss=masked_prediction_loss(predictions, targets, frame_mask & ~context_mask),
+            loss=masked_prediction_loss(predictions, targets, frame_mask & ~context_mask) if return_loss else None,
             predictions=predictions,
             targets=targets,
             context_mask=context_mask,

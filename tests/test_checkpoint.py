@@ -78,6 +78,14 @@ SAVES = {
         JepaDaamModel(model.config).save_pretrained(folder),
         model.save_pretrained(folder),
     ),
+    "shards over one file": lambda model, folder: (
+        JepaDaamModel(model.config).save_pretrained(folder),
+        model.save_pretrained(folder, max_shard_size="10KB"),
+    ),
+    "one file over shards": lambda model, folder: (
+        JepaDaamModel(model.config).save_pretrained(folder, max_shard_size="10KB"),
+        model.save_pretrained(folder),
+    ),
 }
 
 

@@ -132,9 +132,11 @@ def test_shipped_code_follows_the_import_rule(nano_folder):
 
 @pytest.mark.parametrize("folder", HUB_CONFIGS, ids=lambda folder: folder.name)
 def test_folders_of_hub_configs_hold_the_code_that_saving_writes(folder, nano_folder):
-    links = {path.name: path.resolve() for path in folder.glob("*.py")}
-    shipped = {path.name: ROOT / "modeling_jepa_daam" / path.name for path in nano_folder.glob("*.py")}
-    assert links == shipped, "python -m training.hub_folders hub_configs/jepa-*/"
+    """Copies, not links: `cp -r`, a wheel or a clone on Windows would leave them dangling."""
+    assert not [path for path in folder.rglob("*") if path.is_symlink()]
+    copies = {path.name: path.read_text() for path in folder.glob("*.py")}
+    shipped = {path.name: path.read_text() for path in nano_folder.glob("*.py")}
+    assert copies == shipped, "python -m training.hub_folders hub_configs/jepa-*/"
 
 
 def test_the_package_never_imports_the_training_code():

@@ -431,7 +431,7 @@ def no_logits(input_ids, scores):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"logits_processor": [lambda ids, scores: torch.eye(scores.shape[-1])[15:16]]}, ValueError, "must lie in"),
+        ({"logits_processor": [lambda ids, scores: torch.eye(scores.shape[-1])[300:301]]}, ValueError, "must lie in"),
         ({"logits_processor": [no_logits]}, RuntimeError, "the model fails"),
         ({"input_ids": torch.zeros(2, 3, dtype=torch.int64)}, ValueError, "got a batch of 2"),
     ],

@@ -264,6 +264,7 @@ class CodecOptimConfig(OptimConfig):
 
     encoder_learning_rate: float | None = None  # as `learning_rate` if null
     freeze_encoder: bool = False  # train the decoder alone
+    frames_rate_share: float = 0.1  # of the learning rate, for the decoder's networks that learned on features
     freeze_reading: bool = False  # leave the decoder's layers that read digits, of which fine ones are easily blurred
     freeze_transform: bool = False  # leave the linear transform and the borders of its digits as they were computed
     spectrogram_steps: int = 0  # first steps, in which the decoder's first stages learn spectrograms, no waveform
@@ -316,7 +317,8 @@ class CodecConfig(TrainingConfig):
     }  # fmt: skip
     SHARES: ClassVar[tuple[str, ...]] = (*TrainingConfig.SHARES, "optim.average_decay")
     POSITIVE: ClassVar[tuple[str, ...]] = (
-        *TrainingConfig.POSITIVE, "optim.discriminator_learning_rate", "discriminators.width", "run.eval_clip_s"
+        *TrainingConfig.POSITIVE, "optim.discriminator_learning_rate", "optim.frames_rate_share",
+        "discriminators.width", "run.eval_clip_s"
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
         *TrainingConfig.NOT_NEGATIVE,

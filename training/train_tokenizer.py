@@ -323,6 +323,10 @@ def make_optimizers(
         if head is not None:
             decoder.extend(head.parameters())
     groups: list[dict[str, Any]] = [{"params": decoder}]
+    if codec.config.feature_bands > 0:
+        frames = list(codec.codec.decoder.frames.parameters())
+        others = [each for each in decoder if all(each is not parameter for parameter in frames)]
+        groups = [{"params": frames, "lr": optim.learning_rate * optim.frames_rate_share}, {"params": others}]
     if not optim.freeze_encoder:
         rate = optim.learning_rate if optim.encoder_learning_rate is None else optim.encoder_learning_rate
         encoder = list(codec.codec.encoder.parameters())

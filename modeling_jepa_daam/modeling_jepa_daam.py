@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -352,6 +352,7 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
 
     def __init__(self, config: JepaDaamConfig):
         super().__init__(config)
+        self.encoder: Any  # a JepaDaamEncoder, or a FeatureEncoder
         if config.feature_bands > 0:
             self.spectral_features = SpectralFeatures(config)
             self.encoder = FeatureEncoder(config)
@@ -416,8 +417,8 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
         self.quantizer = FiniteScalarQuantizer(
             config.levels, config.fsq_temperature, config.normalize_latents, config.fsq_gradient
         )
-        self.encoder: JepaDaamEncoder | FeatureEncoder
-        self.decoder: HifiGanDecoder | VocoderDecoder
+        self.encoder: Any  # a JepaDaamEncoder, or a FeatureEncoder
+        self.decoder: Any  # a HifiGanDecoder, or a VocoderDecoder
         if config.feature_bands > 0:
             self.spectral_features = SpectralFeatures(config)
             self.encoder = FeatureEncoder(config)

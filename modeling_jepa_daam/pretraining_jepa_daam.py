@@ -1,6 +1,7 @@
 """Stage 1: predict the target encoder's latents of hidden frames (Figure 1, eq. 10-11)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +112,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             self.spectral_features = SpectralFeatures(config).requires_grad_(False)
         self.post_init()
 
-    def _make_encoder(self) -> JepaDaamEncoder | FeatureEncoder:
+    def _make_encoder(self) -> Any:
         causal = self.config.feature_bands > 0
         return FeatureEncoder(self.config) if causal else JepaDaamEncoder(self.config, transform=False)
 

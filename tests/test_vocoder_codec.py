@@ -18,41 +18,7 @@ from modeling_jepa_daam.daam import gaussian_mixture, mixture_density, trailing_
 from modeling_jepa_daam.streaming import AudioTokenStream
 
 from .conftest import SPEECH
-
-SMALL = {
-    "downsampling_ratios": (8, 8, 5, 3, 10),
-    "encoder_stft_stages": 3,
-    "encoder_channels": (18, 16, 32),
-    "encoder_residual_blocks": (1, 1),
-    "encoder_kernel_sizes": (3, 3),
-    "feature_bands": 16,
-    "hidden_size": 32,
-    "quantized_size": 13,
-    "fsq_levels": (16, 64, 4, 4),
-    "group_size": 4,
-    "normalize_latents": False,
-    "fsq_gradient": "tanh",
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_kernel_size": 3,
-    "attention_window": 4,
-    "daam_window": 3,
-    "decoder_num_hidden_layers": 2,
-    "decoder_attention_window": 3,
-    "decoder_conv_kernel_size": 3,
-    "decoder_channels": (16,),
-    "decoder_kernel_sizes": (),
-    "decoder_istft_stages": 5,
-    "decoder_istft_spectra": 2,
-    "decoder_num_blocks": 2,
-    "predictor_hidden_size": 32,
-    "predictor_num_hidden_layers": 1,
-    "predictor_num_attention_heads": 2,
-    "predictor_intermediate_size": 32,
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-}
+from .support_vocoder import SMALL
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ resumes from its last checkpoint. What is evaluated and saved is the moving aver
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
@@ -70,9 +71,14 @@ def train(config: FeatureConfig, accelerator: Accelerator) -> Path:
     cache = FeatureCache(
         config.data.features, config.data.held_out_share, model_config.patch_size, model_config.frame_rate
     )
+    if not cache.held_out or not cache.training:
+        raise ValueError(
+            f"`data.held_out_share` = {config.data.held_out_share} leaves {len(cache.training)} recordings to train on "
+            f"and {len(cache.held_out)} to evaluate: both are needed"
+        )
     weights = row_weights(model_config).to(accelerator.device)
     codec = make_codec(config, cache, weights)
-    average = MovingAverage(codec, config.optim.average_decay)
+    average: Any = MovingAverage(codec, config.optim.average_decay)
     linear = codec.linear_parameters()
     others = [each for each in codec.parameters() if all(each is not parameter for parameter in linear)]
     optim = config.optim

@@ -224,7 +224,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
 
 def make_models(
     config: CodecConfig,
-) -> tuple[CodecForTraining, Discriminators, WhisperTeacher | None, SpeakerTeacher | None]:
+) -> tuple[Any, Discriminators, WhisperTeacher | None, SpeakerTeacher | None]:
     """The models to train, with weights drawn from the seed or loaded, alike in every process; and the teachers."""
     torch.manual_seed(config.run.seed)
     model_config = config.model_config()

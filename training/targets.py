@@ -83,20 +83,22 @@ def fifteen_clips(source: Path) -> list[Recording]:
     return recordings
 
 
-def system_spec(model: str) -> str:
-    """The spec of a model: a folder with `config.json` is a checkpoint, any other folder has reconstructions.
+def named_model(model: str) -> tuple[str, str]:
+    """Name and spec of a model: a folder with `config.json` is a checkpoint, any other folder has reconstructions.
 
     Raises:
         ValueError: If a folder is neither.
     """
     folder = Path(model)
+    if model == ORIGINAL:
+        return ORIGINAL, ORIGINAL
     if not folder.is_dir():
-        return next(spec for name, spec in named_systems([f"model={model}"]).items() if name == "model")
+        return list(named_systems([model]).items())[-1]
     if (folder / "config.json").is_file():
-        return f"jepa:{model}"
+        return folder.absolute().name, f"jepa:{model}"
     if not any(path.suffix.lower() in AUDIO_SUFFIXES for path in folder.rglob("*")):
         raise ValueError(f"`model`: {model} has neither config.json nor reconstructions ({', '.join(AUDIO_SUFFIXES)})")
-    return f"folder:{model}"
+    return folder.absolute().name, f"folder:{model}"
 
 
 def available(spec: str, recordings: Sequence[Recording]) -> list[Recording]:
@@ -193,9 +195,8 @@ def command(
     if jobs == 0:
         torch.set_num_threads(1)
     try:
-        spec = system_spec(model)
+        name, spec = named_model(model)
         make_codec(spec)
-        name = Path(model).absolute().name if Path(model).is_dir() else list(named_systems([model]))[-1]
         systems = {**({ORIGINAL: ORIGINAL} if original else {}), name: spec}
         systems |= {key: each for key, each in named_systems(baseline or []).items() if key != ORIGINAL}
         chosen = _recordings(clips, recordings, sets.split(","))

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import soundfile
 import typer
 from rich.console import Console
 from rich.progress import track
 
+from modeling_jepa_daam.audio import AudioFile
+from modeling_jepa_daam.audio_container import FileWindow
 from modeling_jepa_daam.files import replacing
 
 from .evaluate_tokenizer import list_recordings
-from .recordings import FileWindow, list_rows
+from .recordings import list_rows
 
 DIGITS = 12  # of a SHA-256 that are kept: 48 bits; 8,000 recordings against 200 collide by chance once in 10^8
 SIDES = ("training", "evaluation")
@@ -52,17 +53,15 @@ def sample_digest(source: Any) -> tuple[str, float]:
     """The first `DIGITS` hexadecimal digits of the SHA-256 of a recording's 16-bit, mono samples, and its length (s).
 
     Args:
-        source: Path, or binary file, of any format that libsndfile reads.
+        source: Path, or binary file, as `AudioFile` reads it.
 
     Raises:
         ValueError: If it is no audio.
     """
-    try:
-        samples, sampling_rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"not readable: {error}") from error
-    steps = (samples.mean(axis=1, dtype=np.float64) * 32768).round().clip(-32768, 32767).astype("<i2")
-    return hashlib.sha256(steps.tobytes()).hexdigest()[:DIGITS], len(steps) / sampling_rate
+    with AudioFile(source) as file:
+        samples = file.read(file.count())
+        steps = (samples.astype(np.float64) * 32768).round().clip(-32768, 32767).astype("<i2")
+        return hashlib.sha256(steps.tobytes()).hexdigest()[:DIGITS], len(steps) / file.sampling_rate
 
 
 def training_rows(source: str) -> Iterator[dict]:

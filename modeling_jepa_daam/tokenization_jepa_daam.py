@@ -478,11 +478,13 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         encode_pending()
         return encoded
 
-    def encode_file(self, source: Any) -> tuple[list[int], int]:
+    def encode_file(self, source: Any, on_truncated: Callable[[str], None] | None = None) -> tuple[list[int], int]:
         """Tokenize an audio file block by block: hours of it fit in memory.
 
         Args:
-            source: Path or bytes of a file of any format that libsndfile reads.
+            source: Path, bytes or open binary file, of a format that `audio.read_blocks` reads.
+            on_truncated: A file that ends before its header says is refused, unless this is given: then what there is
+                of it is tokenized, and this is called with what is missing.
 
         Returns:
             Ids, frame by frame, and the recording's length in samples at `sampling_rate`.
@@ -492,7 +494,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             ValueError: If the file is no audio, is damaged or holds no samples.
         """
         stream, ids = self.stream(self.sampling_rate), []
-        for block in read_blocks(source, self.sampling_rate):
+        for block in read_blocks(source, self.sampling_rate, on_truncated=on_truncated):
             ids += stream.push(block)
         return ids + stream.close(), stream.num_samples
 

@@ -11,7 +11,6 @@ from modeling_jepa_daam.audio_container import FileWindow
 from modeling_jepa_daam.corpus.listing import list_files, speaker_of
 from modeling_jepa_daam.token_blocks import TOKEN_COLUMNS
 
-
 RECORDING = Features(
     {"name": Value("string"), "speaker": Value("string"), "text": Value("string"), "audio": Value("binary")}
 )

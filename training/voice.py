@@ -3,7 +3,6 @@
 python -m training.voice OUTPUT SHARDS... [--voice kathleen] [--seconds 30]
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Sequence

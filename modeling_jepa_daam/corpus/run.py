@@ -448,8 +448,9 @@ def finish(output: str | os.PathLike) -> Manifest | None:
     rejections = [rejection for record in whole for rejection in record.pop("rejections")]
     with replacing(output / REJECTED) as temporary:
         temporary.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rejections), "utf-8")
-    with replacing(output / SKIPPED) as temporary:
-        shutil.copyfile(output / WORK / SKIPPED, temporary)
+    if (output / WORK / SKIPPED).exists():
+        with replacing(output / SKIPPED) as temporary:
+            shutil.copyfile(output / WORK / SKIPPED, temporary)
     manifest = Manifest(
         format=FORMAT,
         settings=settings,

@@ -225,7 +225,7 @@ def _layout_of(file: BinaryIO) -> Layout:
     head = _at(file, start, 36)
     name = _format_of(head)
     if name is None:
-        raise ValueError(f"it is not of a format that is read here: {READABLE}; with PyAV also MP4, WebM, WMA, AMR")
+        raise ValueError(f"Format not recognised: {READABLE} are read, with PyAV also MP4, WebM, WMA, AMR and AAC")
     if name in PYAV_FORMATS and name != "Ogg":
         return Layout(name, ())
     walk = {

@@ -139,6 +139,8 @@ def tokenize_corpus_command(
     else:
         console.print(f"{_summary(manifest)} in {output}", highlight=False, soft_wrap=True)
         _report_rejected(output, manifest)
+        if manifest.total("rejected") and world_size == 1:  # a launcher would end the other processes
+            raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @contextlib.contextmanager
@@ -214,7 +216,6 @@ def _report_rejected(output: Path, manifest: Manifest) -> None:
             errors.print(f"rejected: {each['id']}: {each['reason']}", style="red", highlight=False, soft_wrap=True)
     if total > MAX_NAMED:
         errors.print(f"... and {total - MAX_NAMED} more, in {output / REJECTED}", highlight=False, soft_wrap=True)
-    raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def _verify(corpus: Path) -> None:

@@ -433,6 +433,9 @@ def _walk_caf(file: BinaryIO, start: int, size: int) -> Layout:
             part = PartLayout(((start, size),))
             if length == -1:
                 return Layout("CAF", (part,))
+            if position + 12 + length > size:  # libsndfile does not read it as it is
+                there = struct.pack(">q", size - position - 12)
+                part = PartLayout(((start, position + 4), there, (position + 12, size)))
             return _cut("CAF", part, size - position - 12, length, unit)
         if length < 0:
             raise ValueError(f"it is damaged: a chunk of {length} bytes at byte {position}")
@@ -442,7 +445,8 @@ def _walk_caf(file: BinaryIO, start: int, size: int) -> Layout:
 
 def _walk_nist(file: BinaryIO, start: int, size: int) -> Layout:
     head = _exactly(file, start, 1024)
-    fields = dict(line.split(None, 2)[::2] for line in head.decode("latin-1").split("\n") if line.count(" ") > 1)
+    lines = [line.split() for line in head.decode("latin-1").split("\n")]
+    fields = {line[0]: line[2] for line in lines if len(line) > 2}
     try:
         offset = int(head[8:16])
         count, channels, width = (

@@ -116,8 +116,8 @@ def test_unreadable_and_empty_recordings_are_listed_with_the_reason(undisturbed)
         "metadata.wav": "metadata.json is not JSON: Expecting property name enclosed in double quotes: "
         "line 1 column 2 (char 1)",
         "no_samples.wav": "cannot read small/533/broken/no_samples.wav: it is empty: it holds no samples",
-        "noise.wav": "cannot read small/533/broken/noise.wav: Format not recognised: WAV, RF64, W64, AIFF, AU, CAF, NIST "
-        "SPHERE, FLAC, Ogg (Vorbis, Opus), MPEG audio (MP3) are read, with PyAV also MP4, WebM, WMA, AMR and AAC",
+        "noise.wav": "cannot read small/533/broken/noise.wav: Format not recognised: WAV, RF64, W64, AIFF, AU, CAF, "
+        "NIST SPHERE, FLAC, Ogg (Vorbis, Opus), MPEG audio (MP3) are read, with PyAV also MP4, WebM, WMA, AMR and AAC",
     }
 
 

@@ -60,7 +60,7 @@ def test_a_whole_file_is_read_whole_and_a_cut_one_is_refused_or_taken_as_far_as_
     whole = load_audio(data, None, RATE)
     expected = soundfile.read(io.BytesIO(data), dtype="float32")[0]
     assert 0 <= len(expected) - len(speech) < 1100  # a codec may pad its last block
-    np.testing.assert_array_equal(whole, expected[: len(whole)])
+    np.testing.assert_allclose(whole, expected[: len(whole)], atol=1e-6)  # MP3: a bit, whether one seeks before
     assert len(speech) <= len(whole) <= len(expected)
     cut = data[: len(data) * 6 // 10]
     with pytest.raises(TruncatedAudioError, match="`audio`: cannot read audio bytes: it is cut short"):
@@ -70,7 +70,7 @@ def test_a_whole_file_is_read_whole_and_a_cut_one_is_refused_or_taken_as_far_as_
     assert len(problems) == 1
     assert "cut short" in problems[0]
     assert 0.3 * len(speech) < len(taken) < 0.7 * len(speech)
-    np.testing.assert_array_equal(taken[: len(taken) // 2], whole[: len(taken) // 2])
+    np.testing.assert_allclose(taken[: len(taken) // 2], whole[: len(taken) // 2], atol=1e-6)
 
 
 def test_how_much_is_missing_is_said(speech):
@@ -301,7 +301,7 @@ def test_a_corpus_accounts_for_every_file_and_exits_with_1(folder, nano_folder, 
 
 def test_a_file_that_changed_at_the_same_size_is_noticed(folder, nano_folder, tmp_path):
     job = CorpusJob(Source(str(folder)), str(tmp_path / "out"), str(nano_folder))
-    _, plan = prepare(job)
+    prepare(job)
     assert prepare(job) == prepare(dataclasses.replace(job))
     data = bytearray((folder / "sub" / "b.wav").read_bytes())
     data[-100] ^= 1

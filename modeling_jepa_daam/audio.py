@@ -316,7 +316,12 @@ class _SoundFile:
     def __init__(self, file: Any, layout: PartLayout, allow_truncated: bool):
         self._allow_truncated, self._layout = allow_truncated, layout
         self._part, self.problem, self._position = Part(file, layout.pieces), None, 0
-        self._sound = soundfile.SoundFile(self._part)
+        try:
+            self._sound = soundfile.SoundFile(self._part)
+        except soundfile.LibsndfileError:
+            if self._part.error is not None:
+                raise self._part.error from None
+            raise
         self.sampling_rate, self.channels = self._sound.samplerate, self._sound.channels
         self._expected = self._sound.frames if layout.num_samples is None else layout.num_samples
         self.num_samples: int | None = self._expected

@@ -504,16 +504,19 @@ def _walk_flac(file: BinaryIO, start: int, size: int) -> Layout:
         last, position = bool(head[0] & 0x80), position + 4 + int.from_bytes(head[1:], "big")
     if position > size:
         raise ValueError("it is cut short in its header")
+    last_frame = _last_flac_frame(file, position, size, fixed_block, largest)
+    if last_frame is None and total == 0:
+        raise ValueError("it is cut short or damaged: it does not say how long it is, and no whole frame ends it")
+    bits = ((info[20] & 1) << 4 | info[21] >> 4) + 1
+    raw_bytes = total * ((info[20] >> 1 & 7) + 1) * -(-bits // 8)
+    if total and size - position > 2 * raw_bytes + SCAN_BYTES:  # a sparse file, say, that would be read for hours
+        raise ValueError(f"it is damaged: {size} bytes are too many for {total} samples")
     second = _find(file, b"fLaC\0\0\0\x22", position, size), _find(file, b"fLaC\x80\0\0\x22", position, size)
     if any(place is not None for place in second):
-        raise ValueError(
-            f"it holds a second recording, from byte {min(p for p in second if p is not None)} on: split it"
-        )
-    last_frame = _last_flac_frame(file, position, size, fixed_block, largest)
-    if last_frame is None:
-        if total:  # bytes behind the last frame, or damage: decoding finds that out
-            return Layout("FLAC", (PartLayout(((start, size),), total),))
-        raise ValueError("it is cut short or damaged: it does not say how long it is, and no whole frame ends it")
+        first = min(place for place in second if place is not None)
+        raise ValueError(f"it holds a second recording, from byte {first} on: split the file")
+    if last_frame is None:  # bytes behind the last frame, or damage: decoding finds that out
+        return Layout("FLAC", (PartLayout(((start, size),), total),))
     end, whole, found = last_frame
     streaminfo = (
         info[:21] + (int.from_bytes(info[21:26], "big") & ~((1 << 36) - 1) | found).to_bytes(5, "big") + bytes(16)
@@ -767,16 +770,13 @@ def _after_tags(file: BinaryIO, bytes_: _Bytes, position: int, size: int) -> int
         end = bytes_.get(position, min(size - position, 2**16)).find(b"LYRICS200")
         return position + end + 9 if end >= 0 else position
     zeros = 0
-    while (data := bytes_.get(position + zeros, 4096)) and not data.strip(b"\0"):
-        zeros += len(data)
-    zeros += len(data) - len(data.lstrip(b"\0"))
-    return (
-        size
-        if position + zeros == size
-        else position + zeros
-        if _MpegFrame.of(bytes_.get(position + zeros, 4))
-        else position
-    )
+    while zeros < SCAN_BYTES and (data := bytes_.get(position + zeros, 4096)):
+        rest = data.lstrip(b"\0")
+        zeros += len(data) - len(rest)
+        if rest:
+            break
+    after = position + zeros
+    return after if after == size or _MpegFrame.of(bytes_.get(after, 4)) is not None else position
 
 
 def _info_of(data: bytes, frame: _MpegFrame) -> tuple[int | None, int, int] | None:

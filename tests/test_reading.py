@@ -149,6 +149,19 @@ def test_gsm_is_read_without_what_libsndfile_makes_of_the_chunks_behind_it(speec
         np.testing.assert_array_equal(file.read(5000), alone[20000:25000])
 
 
+def test_a_sparse_file_of_100_gb_is_refused_at_once(speech, tmp_path):
+    starts = {
+        "zeros.wav": b"",
+        "a.flac": sound(speech, "FLAC", "PCM_16"),
+        "a.mp3": sound(speech, "MP3", "MPEG_LAYER_III"),
+    }
+    for name, data in starts.items():
+        (tmp_path / name).write_bytes(data)
+        os.truncate(tmp_path / name, 100 * 10**9)
+        with pytest.raises(ValueError, match=r"Format not recognised|bytes are too many|there is no frame at byte"):
+            load_audio(tmp_path / name, None, RATE)
+
+
 def test_damage_inside_an_ogg_file_is_found(speech):
     data = bytearray(sound(speech, "OGG", "VORBIS"))
     pages = [place for place in range(len(data)) if data[place : place + 4] == b"OggS"]

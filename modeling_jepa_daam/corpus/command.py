@@ -61,7 +61,12 @@ class Engine(StrEnum):
 
 def tokenize_corpus_command(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="Folder, .tar, .jsonl manifest, or id of a dataset.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="Folder, .tar, .jsonl manifest, or id of a dataset; of sound files as `encode --help` lists them.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="Folder of the shards; alone with --verify and --decode.")

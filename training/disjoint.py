@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import soundfile
 import typer
 from rich.console import Console
 from rich.progress import track
 
+from modeling_jepa_daam.audio import AudioFile
+from modeling_jepa_daam.audio_container import FileWindow
 from modeling_jepa_daam.files import replacing
 
 from .assembly.recipes import UNKNOWN, corpus_of
 from .assembly.spectral_fingerprint import FingerprintIndex, SpectralFingerprint, fingerprint
 from .evaluate_tokenizer import list_recordings
-from .recordings import FileWindow, list_rows
+from .recordings import list_rows
 
 DIGITS = 12  # of a SHA-256 that are kept: 48 bits; 8,000 recordings against 200 collide by chance once in 10^8
 SIDES = ("training", "evaluation")
@@ -60,7 +61,7 @@ def sample_digest(source: Any) -> tuple[str, float]:
     """The digest of a recording's mono samples, as of `samples_digest`, and its length (s).
 
     Args:
-        source: Path, or binary file, of any format that libsndfile reads.
+        source: Path, or binary file, as `AudioFile` reads it.
 
     Raises:
         ValueError: If it is no audio.
@@ -70,11 +71,8 @@ def sample_digest(source: Any) -> tuple[str, float]:
 
 
 def _read(source: Any) -> tuple[np.ndarray, int]:
-    try:
-        samples, sampling_rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"not readable: {error}") from error
-    return samples.mean(axis=1, dtype=np.float64), sampling_rate
+    with AudioFile(source) as file:
+        return file.read(file.count()), file.sampling_rate
 
 
 def training_rows(source: str) -> Iterator[dict]:

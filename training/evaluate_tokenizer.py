@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from modeling_jepa_daam import JepaDaamConfig, __version__
-from modeling_jepa_daam.audio import AUDIO_SUFFIXES, load_audio
+from modeling_jepa_daam.audio import AUDIO_SUFFIXES, AudioFile, load_audio
 from modeling_jepa_daam.files import replacing, sha256_of
 from modeling_jepa_daam.packing import group_vocabulary_sizes
 from modeling_jepa_daam.processes import Outcome, run_in_processes
@@ -234,7 +234,8 @@ class Evaluator:
         original = load_audio(recording.path, None, SAMPLING_RATE)
         coded = self.codec.run(original, SAMPLING_RATE, recording.clip_name())
         fields = dict(recording.fields)
-        limits = (soundfile.info(recording.path).samplerate / 2, SAMPLING_RATE / 2, fields.get("bandwidth_hz", np.inf))
+        with AudioFile(recording.path) as file:
+            limits = (file.sampling_rate / 2, SAMPLING_RATE / 2, fields.get("bandwidth_hz", np.inf))
         fields["bandwidth_hz"] = min(limits)
         row: Clip = {"system": system, "clip": recording.name, "digest": digest, "recording": fields}
         row |= {"seconds": len(original) / SAMPLING_RATE, "bits": coded.bits, "file_bits": coded.file_bits}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..audio import load_audio, read_blocks
+from ..audio_container import FileWindow
 from ..modeling_jepa_daam import MAX_CHUNKS_PER_BATCH
 from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .shard import Row
@@ -145,7 +146,10 @@ def _chunks(
 
 
 def _blocks(audio: Any, rate: int) -> Iterator[np.ndarray]:
-    if isinstance(audio, (str, bytes)):
+    if isinstance(audio, FileWindow):
+        with audio:
+            yield from read_blocks(audio, rate)
+    elif isinstance(audio, (str, bytes)):
         yield from read_blocks(audio, rate)
     else:
         yield load_audio(audio, None, rate)

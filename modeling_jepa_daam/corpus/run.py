@@ -4,6 +4,7 @@ The folder of a corpus:
 
     data/train-00000-of-00042.parquet ...   shards; each appears whole or not at all
     rejected.jsonl                          recordings without tokens, and why
+    skipped.jsonl                           files that are no recordings
     manifest.json                           settings, counts and the SHA-256 of every file; written last
     .work/                                  the plan, and a record of each shard that is done; gone at the end
 
@@ -38,10 +39,16 @@ from .encoding import tokenize_recordings
 from .finished import FORMAT, MANIFEST, REJECTED, Manifest, ShardRecord, read_manifest, shard_name
 from .plan import Plan, PlannedShard, entries_sha256, read_entries, write_plan
 from .shard import GATES_KEY, MAX_VOCABULARY, pyarrow, write_shard
-from .sources import Source, dataset_digest, list_entries, open_recordings
+from .sources import Census, Source, dataset_digest, list_entries, open_recordings
 
 WORK, SETTINGS, PLAN, ENTRIES, DONE = ".work", "settings.json", "plan.json", "plan.jsonl", "done"
+SKIPPED = "skipped.jsonl"
 PACKAGES = ("torch", "numpy", "soundfile", "soxr", "pyarrow")  # a change of these may change tokens or bytes
+LISTED = {  # of the settings of a corpus, what its list gives
+    "sha256": "the list of recordings",
+    "times_sha256": "the times of the recordings' files (one was changed at the same size)",
+    "skipped": "the list of files that are no recordings",
+}
 POLL_S = 0.5  # between looks for the plan that another process makes
 GO_ON = "nothing that was done is lost; once this is mended, the same command goes on"
 MAX_BROKEN_SHARDS = 3  # that end their process: then the fault is not in a recording
@@ -117,30 +124,43 @@ def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:
     """
     output = Path(job.output)
     work = output / WORK
-    settings = _settings(job)
+    settings, census = _settings(job), Census()
     if lead:
         _check_folder(output)
         known = _known_settings(output)
         if known is None:
             work.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(work)
-            plan = write_plan(list_entries(job.source), work / ENTRIES, job.shard_bytes, job.parts_per_shard)
-            settings["corpus"]["sha256"] = plan.sha256
+            plan = write_plan(list_entries(job.source, census), work / ENTRIES, job.shard_bytes, job.parts_per_shard)
+            settings["corpus"] |= {"sha256": plan.sha256, **_seen(job.source, census)}
+            skipped = "".join(json.dumps({"id": name}, ensure_ascii=False) + "\n" for name in census.skipped)
+            with replacing(work / SKIPPED) as temporary:
+                temporary.write_text(skipped, "utf-8")
             (work / DONE).mkdir(exist_ok=True)
             write_json(work / PLAN, plan.to_dict())
             write_json(work / SETTINGS, settings)
             return settings, plan
-        settings["corpus"]["sha256"] = entries_sha256(list_entries(job.source))
+        settings["corpus"]["sha256"] = entries_sha256(list_entries(job.source, census))
+        settings["corpus"] |= _seen(job.source, census)
+        if "skipped" in settings["corpus"]:  # files that are no recordings may come and go
+            settings["corpus"]["skipped"] = known["corpus"].get("skipped")
     else:
         while (known := _known_settings(output)) is None:
             time.sleep(POLL_S)
-        settings["corpus"]["sha256"] = known["corpus"]["sha256"]
+        settings["corpus"] |= {key: known["corpus"][key] for key in LISTED if key in known["corpus"]}
     if settings != known:
         raise ValueError(f"`OUT` {output} was made with other settings: {_difference(known, settings)}; choose another")
     if (output / MANIFEST).exists():
         _clear_up(output)
         return settings, None
     return settings, Plan.from_dict(json.loads((work / PLAN).read_text()))
+
+
+def _seen(source: Source, census: Census) -> dict[str, Any]:
+    """What a listing adds to the settings."""
+    if source.format == "dataset":
+        return {}
+    return {"times_sha256": census.times.hexdigest(), "skipped": census.counts()}
 
 
 def _settings(job: CorpusJob) -> dict:
@@ -176,8 +196,16 @@ def _settings(job: CorpusJob) -> dict:
             **({GATES_KEY: config.num_encoder_gates} if job.salience else {}),
         },
         "corpus": corpus,
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES} | _optional_packages(),
     }
+
+
+def _optional_packages() -> dict[str, str]:
+    """Version of PyAV where it is installed: it decides which recordings are read, and how."""
+    try:
+        return {"av": importlib.metadata.version("av")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 def _check_folder(output: Path) -> None:
@@ -202,7 +230,7 @@ def _difference(before: dict, now: dict) -> str:
         old, new = before.get(group, {}), now.get(group, {})
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                label = "the list of recordings" if (group, key) == ("corpus", "sha256") else f"{group}.{key}"
+                label = LISTED[key] if group == "corpus" and key in LISTED else f"{group}.{key}"
                 parts.append(f"{label} was {old.get(key)}, is {new.get(key)}")
     return "; ".join(parts)
 
@@ -420,6 +448,9 @@ def finish(output: str | os.PathLike) -> Manifest | None:
     rejections = [rejection for record in whole for rejection in record.pop("rejections")]
     with replacing(output / REJECTED) as temporary:
         temporary.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rejections), "utf-8")
+    if (output / WORK / SKIPPED).exists():
+        with replacing(output / SKIPPED) as temporary:
+            shutil.copyfile(output / WORK / SKIPPED, temporary)
     manifest = Manifest(
         format=FORMAT,
         settings=settings,

@@ -1,0 +1,1 @@
+../../modeling_jepa_daam/audio_container.py

@@ -156,6 +156,15 @@ def test_training_lowers_the_loss_and_resumes_to_equal_weights(config, tmp_path)
     assert audio.abs().max() > 0.01
 
 
+def test_another_run_starts_from_a_checkpoint_folder(config, folder):
+    settings = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(folder)))
+    features = FeatureCache(config.data.features, 0.5, 30, 2.5)
+    codec = make_codec(settings, features, row_weights(config.model_config()))
+    model = JepaDaamModel.from_pretrained(folder)
+    assert torch.equal(codec.encoder.bottleneck.weight, model.encoder.bottleneck.weight)
+    assert torch.equal(codec.frame_decoder.patches.weight, model.decoder.frames.patches.weight)
+
+
 def test_other_settings_do_not_resume_a_run(config):
     run = dataclasses.replace(config.run, max_steps=8)
     main(dataclasses.replace(config, run=run))

@@ -14,6 +14,7 @@ import typer
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from modeling_jepa_daam import JepaDaamEncoderModel, JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint as save_model
@@ -180,9 +181,9 @@ def make_codec(config: FeatureConfig, cache: FeatureCache, weights: Tensor) -> F
     codec = FeatureCodec(model_config)
     if config.model.weights is not None:
         try:
-            codec.load_state_dict(load_file(config.model.weights))
+            codec.load_state_dict(read_weights(config.model.weights, codec))
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"`model.weights` must be a file of this configuration's weights: {error}") from error
+            raise ValueError(f"`model.weights` must have the weights of this configuration: {error}") from error
         return codec
     initialize(codec)
     spans = cache.training
@@ -204,6 +205,14 @@ def make_codec(config: FeatureConfig, cache: FeatureCache, weights: Tensor) -> F
     )
     codec.start_from(karhunen_loeve(fitted, weights.cpu(), model_config.hidden_size))
     return codec
+
+
+def read_weights(weights: str, codec: FeatureCodec) -> dict[str, Tensor]:
+    """Weights of the networks, float32, from what another run wrote or from a checkpoint folder of a codec."""
+    folder = Path(weights)
+    state = load_file(folder / SAFE_WEIGHTS_NAME if folder.is_dir() else folder)
+    state = {name.replace("decoder.frames.", "frame_decoder.", 1): value.float() for name, value in state.items()}
+    return {name: value for name, value in state.items() if name in codec.state_dict()}
 
 
 def initialize(codec: FeatureCodec) -> None:

@@ -1,10 +1,11 @@
 """Spectral fingerprints: they find a recording again after a lossy codec, a resampler, a change of level or a cut.
 
-A frame of 0.256 s, every 8 ms, has 32 bits: the signs of the differences, along time and frequency, of the energies of
-33 bands. Two recordings of the same sound differ in few bits (0.05 to 0.18 after Opus at 32 kbit/s), others in half.
+A frame of 0.256 s, every 8 ms, has 32 bits: the signs of the differences, along time and frequency, of the levels of 33
+bands. Two recordings of the same sound differ in few bits (0.05 to 0.18 after Opus at 32 kbit/s), others in half.
 
 Source: Haitsma and Kalker, A Highly Robust Audio Fingerprinting System, ISMIR 2002, section 4.
-Deviation: frames are shorter, for clips of single words.
+Deviation: for clips of single words, frames are shorter, differences are of levels instead of energies and span 64 ms
+instead of one frame, and the largest error rate grows with the length.
 """
 
 import hashlib
@@ -17,16 +18,19 @@ import soxr
 RATE = 8000
 WINDOW, HOP = 2048, 64
 BITS = 32
+LAG = 8  # frames between the two whose levels are compared; a steady vowel hardly changes from one to the next
+LEVEL_FLOOR = 1e-4  # energy that is added to each band, re the largest
 BANDS_HZ = np.geomspace(300, 2000, BITS + 2)
 HEARD_DB = -50.0  # re the loudest frame; quieter ones count neither for nor against
 FRAMES_PER_S = RATE / HOP
 LEAST_S = 1.0  # of both recordings that must be equal, unless one is shorter
 LEAST_SHARE = 0.8  # of the shorter recording, if it is shorter than `LEAST_S`
-MAX_ERROR_RATE = (
-    0.25  # of the bits, up to which two stretches are the same sound; copies have 0.05-0.18, others 0.35-0.5
-)
+MAX_ERROR_RATE = 0.25  # of the bits, up to which stretches of `LEAST_S` are the same sound; copies 0.18, others 0.33
+MAX_ERROR_RATE_SHORT = 0.19  # the same for stretches of `SHORT_S`; in between it is linear
+SHORT_S = 0.4
+FLIPPED_S = 2.0  # shorter queries, of few frames, are also looked up with any one bit flipped
 COMMON = 64  # frames of equal bits in an index; more of them single out nothing
-CANDIDATES = 8  # alignments that are compared
+CANDIDATES = 16  # alignments that are compared
 BLOCK = 4096  # frames at a time
 
 
@@ -68,9 +72,10 @@ def fingerprint(samples: np.ndarray, rate: int) -> SpectralFingerprint:
             for start in range(0, len(frames), BLOCK)
         ]
     )
-    differences = np.diff(np.diff(energies, axis=1), axis=0) > 0
-    loudness = energies.sum(axis=1)[1:]
-    bits = (differences * _POWERS).sum(axis=1).astype(np.uint32)
+    levels = np.log(energies + max(LEVEL_FLOOR * energies.max(), 1e-12))
+    slopes = np.diff(levels, axis=1)
+    loudness = energies.sum(axis=1)[LAG:]
+    bits = ((slopes[LAG:] > slopes[:-LAG]) * _POWERS).sum(axis=1).astype(np.uint32)
     return SpectralFingerprint(bits, loudness > max(loudness.max(initial=0.0) * 10 ** (HEARD_DB / 10), 1e-6))
 
 
@@ -98,8 +103,15 @@ class FingerprintIndex:
     def find(self, query: SpectralFingerprint) -> Match | None:
         """The recording that has a stretch of `query`; the best one, or None."""
         frames = np.flatnonzero(query.heard)
-        first = np.searchsorted(self._sorted, query.bits[frames], "left")
-        counts = np.searchsorted(self._sorted, query.bits[frames], "right") - first
+        match = self._best(query, frames, query.bits[frames])
+        if match is None and len(frames) < FLIPPED_S * FRAMES_PER_S:
+            flipped = query.bits[frames] ^ _POWERS.astype(np.uint32)[:, None]
+            match = self._best(query, np.tile(frames, BITS), flipped.reshape(-1))
+        return match
+
+    def _best(self, query: SpectralFingerprint, frames: np.ndarray, bits: np.ndarray) -> Match | None:
+        first = np.searchsorted(self._sorted, bits, "left")
+        counts = np.searchsorted(self._sorted, bits, "right") - first
         counts[counts > COMMON] = 0
         if not counts.sum():
             return None
@@ -125,6 +137,6 @@ class FingerprintIndex:
             return None
         different = (query.bits[first:last] ^ self._bits[other])[both]
         error_rate = float(np.unpackbits(different.view(np.uint8)).mean())
-        if error_rate > MAX_ERROR_RATE:
-            return None
-        return Match(self._names[clip], both.sum() / FRAMES_PER_S, error_rate)
+        seconds = float(both.sum() / FRAMES_PER_S)
+        allowed = np.interp(seconds, [SHORT_S, LEAST_S], [MAX_ERROR_RATE_SHORT, MAX_ERROR_RATE])
+        return Match(self._names[clip], seconds, error_rate) if error_rate <= allowed else None

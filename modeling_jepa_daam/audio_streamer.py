@@ -114,7 +114,7 @@ class AudioStreamer(BaseStreamer):
             except Exception as error:
                 self.fail(error)
 
-        criteria = [*(arguments.pop("stopping_criteria", None) or ()), stop_criterion]
+        criteria: list[Any] = [*(arguments.pop("stopping_criteria", None) or ()), stop_criterion]
         thread = threading.Thread(target=produce, daemon=True)
         thread.start()
         try:

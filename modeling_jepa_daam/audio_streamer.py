@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.generation import BaseStreamer
 
 from .audio_vocabulary import AudioVocabulary
@@ -89,11 +88,11 @@ class AudioStreamer(BaseStreamer):
         self._restart()
         self._pieces.put(error)
 
-    def generate(self, model: PreTrainedModel, **arguments: Any) -> Iterator[np.ndarray]:
+    def generate(self, model: Any, **arguments: Any) -> Iterator[np.ndarray]:
         """Generate in another thread and give the audio as it comes.
 
         Args:
-            model: A language model.
+            model: A language model of transformers.
             **arguments: Of its `generate`. If the caller stops iterating, generation stops at the next token.
 
         Yields:
@@ -114,7 +113,7 @@ class AudioStreamer(BaseStreamer):
             except Exception as error:
                 self.fail(error)
 
-        criteria = [*(arguments.pop("stopping_criteria", None) or ()), stop_criterion]
+        criteria: list[Any] = [*(arguments.pop("stopping_criteria", None) or ()), stop_criterion]
         thread = threading.Thread(target=produce, daemon=True)
         thread.start()
         try:

@@ -178,7 +178,8 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
             files = weight_files(reference, kwargs.get("variant"), **where)
             for file in files:
                 check_readable(file)
-        model, info = super().from_pretrained(reference, *model_args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(reference, *model_args, output_loading_info=True, **kwargs)
+        model, info = loaded
         named = None
         if getattr(model, "_hf_peft_config_loaded", False):  # `reference` was an adapter's
             reference, files = model.name_or_path, None

@@ -96,7 +96,7 @@ def test_an_extractor_pads_what_it_made(tiny_folder):
             np.testing.assert_array_equal(padded[name], value)
     plain = extractor.pad([{"input_values": samples} for samples in waveforms], return_tensors="np")
     assert plain["input_values"].shape == plain["attention_mask"].shape == (2, 300)
-    with pytest.raises(TypeError, match="`truncation` is unknown for features of shape"):
+    with pytest.raises(ValueError, match="`truncation` is not for features of shape"):
         extractor.pad(single, truncation=True)
 
 

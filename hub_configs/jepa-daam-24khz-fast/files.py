@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+WEIGHTS_NAME = re.compile(r"model(\.[^.]+)?(-\d{5}-of-\d{5})?\.safetensors")  # of a variant, of a shard
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -104,8 +106,21 @@ def weights_beside(folder: str | os.PathLike) -> str | dict[str, str] | None:
         SHA-256 of `model.safetensors`; for shards or variants a mapping of each file's name to its own; `None` if the
         folder has no weights.
     """
-    digests = {path.name: sha256_of(path) for path in sorted(Path(folder).glob("model*.safetensors"))}
+    files = sorted(path for path in Path(folder).glob("model*.safetensors") if WEIGHTS_NAME.fullmatch(path.name))
+    digests = {path.name: sha256_of(path) for path in files}
     return digests.get(SAFE_WEIGHTS_NAME) if digests.keys() <= {SAFE_WEIGHTS_NAME} else digests
+
+
+def remove_replaced_weights(folder: str | os.PathLike) -> None:
+    """Remove the older of `model.safetensors` and the index of its shards, where a save left both.
+
+    transformers would go on loading the single file, although the shards are newer.
+    """
+    for index in Path(folder).glob("model.safetensors.index*.json"):
+        variant = index.name.removeprefix("model.safetensors.index").removesuffix(".json")
+        single = index.with_name(f"model{variant}.safetensors")
+        if single.exists():
+            min(single, index, key=lambda path: path.stat().st_mtime_ns).unlink()
 
 
 def check_readable(file: Path) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,14 @@ from .convolution import SnakeBeta
 from .daam import DensityAdaptiveAttention, collecting_gates
 from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
-from .files import check_readable, replacing, verify_weights, weight_files, weights_beside
+from .files import (
+    check_readable,
+    remove_replaced_weights,
+    replacing,
+    verify_weights,
+    weight_files,
+    weights_beside,
+)
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_integers, check_tokens, pack_frames, unpack_frames
 from .precision import NARROW, staying_wide, with_values, without_float16_autocast
@@ -138,28 +146,32 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         """As inherited, but a checkpoint must be complete: see `check_checkpoint`.
 
         A caller that asks for `output_loading_info=True` receives the names of missing tensors and may go on without
-        them; a caller that passes `state_dict` brings weights of its own, which are not compared with any file.
+        them; a caller that passes `state_dict` brings weights of its own, which may be a part and are compared with no
+        file.
 
         Raises:
             ValueError: If weights are damaged, of another checkpoint, missing or not finite.
             OSError: If there are none.
         """
         reference, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        from_files = reference is not None and kwargs.get("state_dict") is None
         where = {name: kwargs[name] for name in _WHERE_FILES_ARE if name in kwargs}
         files: list[Path] | None = None
-        if reference is not None and kwargs.get("state_dict") is None and os.path.isdir(reference):
+        if from_files and os.path.isdir(reference):
             files = weight_files(reference, kwargs.get("variant"), **where)
             for file in files:
                 check_readable(file)
-        model, info = super().from_pretrained(reference, *model_args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(reference, *model_args, output_loading_info=True, **kwargs)
+        model, info = loaded
         named = None
         if getattr(model, "_hf_peft_config_loaded", False):  # `reference` was an adapter's
             reference, files = model.name_or_path, None
-        if reference is not None and kwargs.get("state_dict") is None:
+        if from_files:
             named = JepaDaamConfig.get_config_dict(reference, **where)[0].get("weights_sha256")
             files = weight_files(reference, kwargs.get("variant"), **where) if files is None else files
         model.config.weights_sha256 = named
-        model.check_checkpoint(reference, files or [], () if wants_info else info["missing_keys"])
+        missing = info["missing_keys"] if from_files and not wants_info else ()
+        model.check_checkpoint(reference, files or [], missing)
         return (model, info) if wants_info else model
 
     def check_checkpoint(
@@ -190,7 +202,8 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As inherited; the configuration then names the SHA-256 of the weights, which loading verifies."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        self._name_weights(save_directory)
+        if kwargs.get("is_main_process", args[0] if args else True):
+            self._name_weights(save_directory)
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         self._name_weights(working_dir)  # `save_pretrained(push_to_hub=True)` uploads before it returns
@@ -201,6 +214,7 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         if not config.is_file():  # of an adapter, or of a process that does not write
             return
         values = json.loads(config.read_text("utf-8"))
+        remove_replaced_weights(folder)
         named = weights_beside(folder)
         if values.get("weights_sha256") != named:
             with replacing(config) as temporary:

@@ -79,8 +79,8 @@ def tokenize_recordings(
             waveforms = [torch.from_numpy(samples) for _, _, samples in batch]
             if salience:
                 sequences, saliences = model.waveforms_to_ids_with_salience(waveforms)
-                for (position, number, _), frames in zip(batch, saliences, strict=True):
-                    pending[position].salience[number] = frames.numpy().astype(np.float16)
+                for (position, number, _), gates in zip(batch, saliences, strict=True):
+                    pending[position].salience[number] = gates.numpy().astype(np.float16)
             else:
                 sequences = model.waveforms_to_ids(waveforms)
             for (position, number, samples), ids in zip(batch, sequences, strict=True):

@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -192,11 +192,7 @@ class Judging:
                     [name], self.speaker_encoder, self.recognizer, self.language, self.voice_encoder, self.moonshine
                 )
             except (OSError, RuntimeError) as error:
-                problem = f"{type(error).__name__}: {error}"
-                given = f"give {WEIGHT_OPTIONS[name]}, or " if name in WEIGHT_OPTIONS else ""
-                raise ValueError(
-                    f"`judges`: {name} has no weights here: {given}leave it out of --judges: {problem}"
-                ) from error
+                raise _no_weights(name, error) from error
         return made
 
     def missing(self) -> list[str]:
@@ -320,15 +316,38 @@ def common_settings(judging: Judging) -> dict[str, Any]:
 
 
 def _untaught_files(judging: Judging) -> dict[str, str | None]:
-    """Digests of the weights of the judges that are no teachers; those that are not made have none."""
-    names = set(judging.names) - missing_judges(judging.names, judging.voice_encoder).keys()
+    """Digests of the weights of the judges that are no teachers; those that are not made have none.
+
+    SHA-256 of a file; of Moonshine's three, of their digests one after the other.
+
+    Raises:
+        ValueError: If weights are not there.
+    """
     phones = phone_recognizer_file()
-    moonshine = "".join(map(sha256_of, moonshine_files(judging.moonshine))) if "moonshine" in names else None
-    return {
-        "voice_encoder_files": sha256_of(voice_encoder_file(judging.voice_encoder)) if "voice" in names else None,
-        "moonshine_files": hashlib.sha256(moonshine.encode()).hexdigest() if moonshine else None,
-        "phone_recognizer_files": sha256_of(phones) if phones and "phones" in names else None,
+    files: dict[str, Callable[[], tuple[Path, ...]]] = {
+        "voice": lambda: (voice_encoder_file(judging.voice_encoder),),
+        "moonshine": lambda: moonshine_files(judging.moonshine),
+        "phones": lambda: (phones,) if phones else (),
     }
+    made = set(judging.names) - missing_judges(judging.names, judging.voice_encoder).keys()
+    digests: dict[str, str | None] = dict.fromkeys(files)
+    for name in made & files.keys():
+        try:
+            found = [sha256_of(file) for file in files[name]()]
+        except OSError as error:
+            raise _no_weights(name, error) from error
+        digests[name] = found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+    return {
+        "voice_encoder_files": digests["voice"],
+        "moonshine_files": digests["moonshine"],
+        "phone_recognizer_files": digests["phones"],
+    }
+
+
+def _no_weights(judge: str, error: Exception) -> ValueError:
+    given = f"give {WEIGHT_OPTIONS[judge]}, or " if judge in WEIGHT_OPTIONS else ""
+    problem = f"{type(error).__name__}: {error}"
+    return ValueError(f"`judges`: {judge} has no weights here: {given}leave it out of --judges: {problem}")
 
 
 def _version(distribution: str) -> str | None:

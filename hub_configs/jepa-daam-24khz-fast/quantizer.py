@@ -1,6 +1,7 @@
 """Finite scalar quantization (eq. 12-15): each latent dimension is rounded to one of a few fixed values."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,21 @@ class FiniteScalarQuantizer(nn.Module):
         normalize: Whether to bring each dimension to mean 0 and variance 1 before eq. 12, by statistics that are stored
             with the weights. Only `forward(..., learn_statistics=True)` uses and tracks those of a batch; training mode
             alone changes nothing.
+        gradient: What a gradient meets on its way back: `"identity"` (eq. 15), or `"tanh"`, the derivative of eq. 12.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, levels: Sequence[int], temperature: float = 1.0, normalize: bool = False):
+    def __init__(
+        self,
+        levels: Sequence[int],
+        temperature: float = 1.0,
+        normalize: bool = False,
+        gradient: Literal["identity", "tanh"] = "identity",
+    ):
         super().__init__()
+        self.gradient = gradient
         self.levels = tuple(levels)
         self.temperature = temperature
         self.normalize = normalize
@@ -121,5 +130,6 @@ class FiniteScalarQuantizer(nn.Module):
             indices = self.latents_to_indices(normalized.detach())
             values = self.indices_to_values(indices)
             # dL/dz_e = dL/dz_q: the sum is arranged so that the forward value is exactly the level's.
-            quantized = values + (normalized - normalized.detach())
+            passed = normalized if self.gradient == "identity" else torch.tanh(normalized / self.temperature)
+            quantized = values + (passed - passed.detach())
         return quantized.to(latents.dtype), indices

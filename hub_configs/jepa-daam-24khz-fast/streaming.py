@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from .audio import Resampler, check_sampling_rate, mix_down
+from .causal import CausalMemory
 
 if TYPE_CHECKING:
     from .tokenization_jepa_daam import JepaAudioTokenizer
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 class AudioTokenStream:
     """Tokens of audio that comes in pieces: the same as of the whole recording.
 
-    The encoder sees `chunk_frames` frames at once, so tokens become final a chunk at a time, the rest on `close`.
+    With a causal encoder (`feature_bands`), the tokens of a frame are final 20 ms after the frame's last sample, and
+    the state of the stream is small, of constant size, and pickles. The paper's encoder sees `chunk_frames` frames at
+    once, so its tokens become final a chunk at a time, the rest on `close`.
 
     Args:
         tokenizer: The tokenizer.
@@ -30,6 +33,8 @@ class AudioTokenStream:
         self._tokenizer = tokenizer
         self._resampler = Resampler(check_sampling_rate(sampling_rate), tokenizer.sampling_rate)
         self._pending = np.zeros(0, np.float32)
+        self._memory = CausalMemory()
+        self._started = False
         self._closed = False
         self._salience: list[torch.Tensor] | None = [] if salience else None
         self.num_samples = 0
@@ -88,6 +93,8 @@ class AudioTokenStream:
         self.num_samples += len(samples)
         self._pending = np.concatenate([self._pending, samples])
         model = self._tokenizer.model
+        if model.config.feature_bands > 0:
+            return self._take_causally(model, last)
         chunk_samples = model.config.chunk_frames * model.config.hop_length
         ready = len(self._pending) if last else len(self._pending) // chunk_samples * chunk_samples
         if ready == 0:
@@ -97,4 +104,25 @@ class AudioTokenStream:
             return model.waveforms_to_ids([torch.from_numpy(final)])[0]
         [ids], [salience] = model.waveforms_to_ids_with_salience([torch.from_numpy(final)])
         self._salience.append(salience)
+        return ids
+
+    def _take_causally(self, model: Any, last: bool) -> list[int]:
+        # Pending are the margin before the next frame, and what has come since.
+        hop, margin = model.config.hop_length, model.spectral_features.margin
+        if not self._started:
+            self._pending = np.pad(self._pending, (margin, 0))
+            self._started = True
+        frames = max(0, len(self._pending) - 2 * margin) // hop
+        if last:
+            frames = -(-(len(self._pending) - margin) // hop)
+            self._pending = np.pad(self._pending, (0, frames * hop + 2 * margin - len(self._pending)))
+        ids: list[int] = []
+        for _ in range(frames):
+            block = torch.from_numpy(self._pending[: hop + 2 * margin]).to(model.device)
+            encoded = model.encode_block(block, self._memory)
+            self._memory = encoded.memory
+            ids += model.latents_to_codes(encoded.latents).T.flatten().tolist()
+            if self._salience is not None:
+                self._salience.append(torch.stack([gate.mean(dim=-1) for gate in encoded.gates], dim=-1))
+            self._pending = self._pending[hop:]
         return ids

@@ -526,11 +526,13 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         encode_pending()
         return encoded
 
-    def encode_file(self, source: Any) -> tuple[list[int], int]:
+    def encode_file(self, source: Any, on_truncated: Callable[[str], None] | None = None) -> tuple[list[int], int]:
         """Tokenize an audio file block by block: hours of it fit in memory.
 
         Args:
-            source: Path or bytes of a file of any format that libsndfile reads.
+            source: Path, bytes or open binary file, of a format that `audio.read_blocks` reads.
+            on_truncated: A file that ends before its header says is refused, unless this is given: then what there is
+                of it is tokenized, and this is called with what is missing.
 
         Returns:
             Ids, frame by frame, and the recording's length in samples at `sampling_rate`.
@@ -539,11 +541,13 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is no audio, is damaged or holds no samples.
         """
-        return self._encode_file(source, salience=False)[:2]
+        return self._encode_file(source, salience=False, on_truncated=on_truncated)[:2]
 
-    def _encode_file(self, source: Any, salience: bool) -> tuple[list[int], int, np.ndarray | None]:
+    def _encode_file(
+        self, source: Any, salience: bool, on_truncated: Callable[[str], None] | None = None
+    ) -> tuple[list[int], int, np.ndarray | None]:
         stream, ids = AudioTokenStream(self, self.sampling_rate, salience), []
-        for block in read_blocks(source, self.sampling_rate):
+        for block in read_blocks(source, self.sampling_rate, on_truncated=on_truncated):
             ids += stream.push(block)
         ids += stream.close()
         return ids, stream.num_samples, stream.salience() if salience else None

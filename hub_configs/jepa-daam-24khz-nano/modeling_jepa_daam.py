@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from transformers.utils import CONFIG_NAME, ModelOutput
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .audio import MAX_AMPLITUDE
+from .causal import CausalMemory
 from .configuration_jepa_daam import JepaDaamConfig
 from .conformer import ConformerAttention, ConformerBlock
 from .convolution import SnakeBeta
@@ -37,16 +38,21 @@ from .files import (
     weight_files,
     weights_beside,
 )
+from .float64_copy import in_float64
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_integers, check_tokens, pack_frames, unpack_frames
 from .precision import NARROW, staying_wide, with_values, without_float16_autocast
 from .quantizer import FiniteScalarQuantizer
 from .source_filter_head import SourceFilterHead, white_noise
 from .transform_path import AnalysisTransform
+from .vocoder_decoder import VocoderDecoder
+from .vocoder_encoder import FeatureEncoder, LatentProjection
+from .vocoder_features import SpectralFeatures
 
 # Chunks that are encoded at once, by type of device. On CPU each runs alone: see `JepaDaamModel.encode_waveforms`.
 CHUNKS_PER_BATCH = {"cpu": 1}
 MAX_CHUNKS_PER_BATCH = 32  # of other devices
+BLOCK_FRAMES = 32  # that a causal encoder takes at once: more is more memory, and no faster
 
 # Parts that stay float32 in a model of another type. Features of the encoder leave the range of float16; a step of the
 # moving average is smaller than what bfloat16 resolves.
@@ -55,6 +61,17 @@ FLOAT32_PARTS = {"encoder": frozenset({torch.float16}), "target_encoder": NARROW
 
 # Arguments of `from_pretrained` that say where a checkpoint's files are.
 _WHERE_FILES_ARE = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
+
+
+class EncodedBlock(NamedTuple):
+    """Frames of a stream, encoded."""
+
+    latents: Tensor
+    """`(frames, dimensions)`, float32, before quantization."""
+    gates: tuple[Tensor, ...]
+    """Each DAAM gate in signal order, `(frames, positions)`, float32, on the CPU."""
+    memory: CausalMemory
+    """Past of the next block."""
 
 
 @dataclass
@@ -325,7 +342,8 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_unexpected = [
-        *(JepaDaamPreTrainedModel._keys_to_ignore_on_load_unexpected), r"^quantizer\.", r"^encoder\.transform\."
+        *(JepaDaamPreTrainedModel._keys_to_ignore_on_load_unexpected), r"^quantizer\.", r"^encoder\.transform\.",
+        r"^latent_projection\.",
     ]  # fmt: skip
     _can_record_outputs = {
         "hidden_states": ConformerBlock,
@@ -335,7 +353,12 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
 
     def __init__(self, config: JepaDaamConfig):
         super().__init__(config)
-        self.encoder = JepaDaamEncoder(config, transform=False)
+        self.encoder: Any  # a JepaDaamEncoder, or a FeatureEncoder
+        if config.feature_bands > 0:
+            self.spectral_features = SpectralFeatures(config)
+            self.encoder = FeatureEncoder(config)
+        else:
+            self.encoder = JepaDaamEncoder(config, transform=False)
         self.post_init()
 
     @capture_outputs
@@ -363,6 +386,11 @@ class JepaDaamEncoderModel(JepaDaamPreTrainedModel):
         if unexpected:
             raise TypeError(f"unexpected arguments: {', '.join(f'`{name}`' for name in sorted(unexpected))}")
         input_values, frame_mask = self._whole_frames(input_values, padding_mask)
+        if self.config.feature_bands > 0:
+            margin = self.spectral_features.margin
+            features = self.spectral_features(F.pad(input_values[:, 0], (margin, margin)))
+            hidden = self.encoder(self._encoder_input(features, self.encoder)).hidden
+            return JepaDaamEncoderModelOutput(last_hidden_state=hidden, frame_mask=frame_mask)
         with without_float16_autocast(input_values.device.type):
             latents = self.encoder(
                 self._encoder_input(input_values, self.encoder), None if padding_mask is None else frame_mask
@@ -387,9 +415,19 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
 
     def __init__(self, config: JepaDaamConfig):
         super().__init__(config)
-        self.encoder = JepaDaamEncoder(config)
-        self.quantizer = FiniteScalarQuantizer(config.levels, config.fsq_temperature, config.normalize_latents)
-        self.decoder = HifiGanDecoder(config)
+        self.quantizer = FiniteScalarQuantizer(
+            config.levels, config.fsq_temperature, config.normalize_latents, config.fsq_gradient
+        )
+        self.encoder: Any  # a JepaDaamEncoder, or a FeatureEncoder
+        self.decoder: Any  # a HifiGanDecoder, or a VocoderDecoder
+        if config.feature_bands > 0:
+            self.spectral_features = SpectralFeatures(config)
+            self.encoder = FeatureEncoder(config)
+            self.latent_projection = LatentProjection(config)
+            self.decoder = VocoderDecoder(config)
+        else:
+            self.encoder = JepaDaamEncoder(config)
+            self.decoder = HifiGanDecoder(config)
         self.encoder.eval()
         self.post_init()
 
@@ -445,6 +483,9 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
     ) -> list[Tensor]:
         # `gates` receives, for each recording, those of its chunks.
         hop = self.config.hop_length
+        if self.config.feature_bands > 0:
+            taken: list[list[list[Tensor]] | None] = [None] * len(waveforms) if gates is None else [*gates]
+            return [self._encode_causally(*pair, mean) for pair in zip(waveforms, taken, strict=True)]
         chunk_samples = self.config.chunk_frames * hop
         chunks, owners = [], []
         for owner, waveform in enumerate(waveforms):
@@ -479,6 +520,54 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
             for offset, chunk in enumerate(batch):
                 gates[owners[start + offset]].append([gate[offset, : len(chunk) // hop] for gate in positions])
         return [torch.cat(rows) for rows in latents]
+
+    def _encode_causally(self, waveform: Tensor, gates: list[list[Tensor]] | None, mean: bool) -> Tensor:
+        # One recording of any length, block by block; `gates` receives those of its blocks.
+        hop, margin = self.config.hop_length, self.spectral_features.margin
+        frames = num_frames(len(waveform), hop)
+        padded = F.pad(waveform.to(self.input_device(waveform)), (margin, frames * hop - len(waveform) + margin))
+        memory, latents = CausalMemory(), []
+        for start in range(0, frames, BLOCK_FRAMES):
+            end = min(start + BLOCK_FRAMES, frames)
+            block = self.encode_block(padded[start * hop : end * hop + 2 * margin], memory)
+            memory = block.memory
+            latents.append(block.latents)
+            if gates is not None:
+                gates.append([gate.mean(dim=-1, keepdim=True) if mean else gate for gate in block.gates])
+        return torch.cat(latents)
+
+    @torch.no_grad()
+    def encode_block(self, samples: Tensor, memory: CausalMemory) -> EncodedBlock:
+        """Encode the next frames of a stream, with a causal encoder.
+
+        In float64, without gradients, in training mode too: what is rounded to tokens depends neither on the size of
+        blocks nor on neighbors in a batch.
+
+        Args:
+            samples: `(margin + frames * hop_length + margin,)`: the frames, and the samples before and after them, zero
+                outside of the recording; `margin` is that of `spectral_features`.
+            memory: Of the block before; a new one at the beginning of a stream.
+
+        Raises:
+            ValueError: If the samples are no whole number of frames with their margins, or the memory is of a stream of
+                another model.
+        """
+        hop, margin = self.config.hop_length, self.spectral_features.margin
+        if samples.ndim != 1 or len(samples) <= 2 * margin or (len(samples) - 2 * margin) % hop != 0:
+            raise ValueError(
+                f"`samples` must be frames of {hop} samples with {margin} before and after them, got shape "
+                f"{tuple(samples.shape)}"
+            )
+        features, encoder, projection = (
+            in_float64(part) for part in (self.spectral_features, self.encoder, self.latent_projection)
+        )
+        memory = CausalMemory(memory.present)
+        dtype = next(encoder.parameters()).dtype
+        with torch.autocast(samples.device.type, enabled=False):
+            frames = encoder(features(samples[None].to(dtype)), memory)
+            latents = projection(frames)[0].float()
+        gates = tuple(gate[0].unflatten(0, (len(latents), -1)).float().cpu() for gate in frames.gates)
+        return EncodedBlock(latents, gates, memory)
 
     def waveforms_to_ids(self, waveforms: list[Tensor]) -> list[list[int]]:
         """Packed tokens of recordings of any lengths, each frame by frame: `frames * tokens_per_frame` ids."""
@@ -628,10 +717,10 @@ class JepaDaamModel(JepaDaamPreTrainedModel, PreTrainedAudioTokenizerBase):
 
     def _iter_synthesize(self, latents: Tensor, frame_mask: Tensor | None) -> Iterator[Tensor]:
         """Waveform pieces of quantized latents, `(batch, hidden_size, frames)`."""
-        frames, step, reach = latents.shape[-1], self.config.chunk_frames, self.decoder.margins()[0]
+        frames, step, (before, after) = latents.shape[-1], self.config.chunk_frames, self.decoder.context_frames
         for start in range(0, frames, step):
             end = min(start + step, frames)
-            left, right = min(start, reach), min(frames - end, reach)
+            left, right = min(start, before), min(frames - end, after)
             window = slice(start - left, end + right)
             mask = None if frame_mask is None else frame_mask[:, window]
             piece = self.decoder(latents[..., window], mask, context=(left, right))

@@ -114,6 +114,19 @@ class JepaDaamConfig(PreTrainedConfig):
         harmonic_source: Whether the transform also carries a voice's pitch, and the decoder shapes its harmonics, and
             noise, instead of predicting phases (`pitch.py`, `source_filter_head.py`). It needs `transform_bands`, and
             an inverse STFT at the rate of the encoder's spectra.
+        feature_bands: Mel bands of the spectral features that a causal encoder reads and a vocoder speaks; 0 for the
+            paper's waveform encoder. It needs `encoder_stft_stages`, whose rate the features have.
+        quantized_size: Latent dimensions that are quantized; `hidden_size` if `None`. Another number needs
+            `feature_bands`.
+        fsq_gradient: What a gradient through the quantizer meets: `"identity"` (eq. 15) or `"tanh"`, the derivative
+            of the bound of eq. 12 too, so latents that are out of reach are not pushed further.
+        attention_window: Frames that a causal encoder's attention sees, the current one included.
+        daam_window: Frames that the statistics of a causal encoder's gates run over.
+        decoder_num_hidden_layers: Conformer blocks of a causal decoder.
+        decoder_attention_window: Frames that a causal decoder's attention sees, the current one included.
+        decoder_conv_kernel_size: Kernel size (frames) of the depthwise convolutions of a causal decoder.
+        decoder_lookahead_frames: Later frames that a causal decoder reads to decode a frame.
+        decoder_num_blocks: Convolutional blocks of a vocoder's network at the features' rate, of `decoder_channels[0]`.
         chunk_frames: Frames that the encoder sees at once; longer audio is cut into such chunks, each on its own.
         untrained_seed: Seed that the weights were drawn from, if they were never trained.
         weights_sha256: SHA-256 of the checkpoint's `model.safetensors`, which loading verifies; for shards and variants
@@ -165,6 +178,16 @@ class JepaDaamConfig(PreTrainedConfig):
     decoder_istft_spectra: int = 1
     transform_bands: int = 0
     harmonic_source: bool = False
+    feature_bands: int = 0
+    quantized_size: int | None = None
+    fsq_gradient: Literal["identity", "tanh"] = "identity"
+    attention_window: int = 32
+    daam_window: int = 20
+    decoder_num_hidden_layers: int = 0
+    decoder_attention_window: int = 16
+    decoder_conv_kernel_size: int = 7
+    decoder_lookahead_frames: int = 0
+    decoder_num_blocks: int = 4
     chunk_frames: int = 30
     untrained_seed: int | None = None
     weights_sha256: str | dict[str, str] | None = None
@@ -201,8 +224,18 @@ class JepaDaamConfig(PreTrainedConfig):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Number of values of each of the `hidden_size` latent dimensions."""
-        return repeat_levels(self.fsq_levels, self.hidden_size)
+        """Number of values of each quantized latent dimension."""
+        return repeat_levels(self.fsq_levels, self.quantized_size or self.hidden_size)
+
+    @property
+    def feature_rows(self) -> int:
+        """Rows of the spectral features: mel bands, pitch and voicing."""
+        return self.feature_bands + 2
+
+    @property
+    def patch_size(self) -> int:
+        """Feature vectors a frame."""
+        return math.prod(self.downsampling_ratios[self.encoder_stft_stages :])
 
     @property
     def tokens_per_frame(self) -> int:
@@ -243,6 +276,8 @@ class JepaDaamConfig(PreTrainedConfig):
             del shape["transform_bands"]
         if not self.harmonic_source:
             del shape["harmonic_source"]
+        if self.feature_bands == 0:
+            shape = {name: value for name, value in shape.items() if name not in _FEATURE_KEYS}
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     # Checks
@@ -250,6 +285,7 @@ class JepaDaamConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Ranges first: the later checks divide by what they find."""
         self._check_ranges()
+        self._check_features()
         self._check_stages()
         self._check_attention()
         self._check_packing()
@@ -341,16 +377,52 @@ class JepaDaamConfig(PreTrainedConfig):
                 f"{self.transform_rows}, for pitch and voicing, got {self.decoder_channels[-1]}"
             )
         if self.decoder_istft_spectra > 1:
-            if not self.harmonic_source:
+            if not self.harmonic_source and self.feature_bands == 0:
                 raise ValueError(
                     f"`decoder_istft_spectra` above 1 needs `harmonic_source`, got {self.decoder_istft_spectra}"
                 )
-            hop_length = math.prod(self.downsampling_ratios[: self.decoder_istft_stages])
+            stages = self.encoder_stft_stages if self.feature_bands > 0 else self.decoder_istft_stages
+            hop_length = math.prod(self.downsampling_ratios[:stages])
             if hop_length % self.decoder_istft_spectra != 0:
                 raise ValueError(
                     f"`decoder_istft_spectra` must divide the {hop_length} samples of a feature, "
                     f"got {self.decoder_istft_spectra}"
                 )
+
+    def _check_features(self):
+        # A causal codec of spectral features, or none of its settings.
+        if self.feature_bands == 0:
+            if self.quantized_size not in (None, self.hidden_size):
+                raise ValueError(
+                    f"`quantized_size` other than `hidden_size` = {self.hidden_size} needs `feature_bands`, "
+                    f"got {self.quantized_size}"
+                )
+            return
+        if self.transform_bands > 0:
+            raise ValueError(f"`transform_bands` and `feature_bands` exclude each other, got {self.transform_bands}")
+        if not 0 < self.encoder_stft_stages < len(self.downsampling_ratios):
+            raise ValueError(
+                f"`feature_bands` needs `encoder_stft_stages` between 1 and {len(self.downsampling_ratios) - 1}, "
+                f"got {self.encoder_stft_stages}"
+            )
+        if self.decoder_istft_stages != len(self.downsampling_ratios):
+            raise ValueError(
+                f"`feature_bands` needs `decoder_istft_stages` = {len(self.downsampling_ratios)}, one for each of "
+                f"`downsampling_ratios`, got {self.decoder_istft_stages}"
+            )
+        if self.encoder_channels[0] != self.feature_rows:
+            raise ValueError(
+                f"`encoder_channels` must begin with `feature_bands` + 2 = {self.feature_rows}, for pitch and voicing, "
+                f"got {self.encoder_channels[0]}"
+            )
+        if self.quantized_size is not None and not 1 <= self.quantized_size <= self.hidden_size:
+            raise ValueError(
+                f"`quantized_size` must lie in [1, hidden_size = {self.hidden_size}], got {self.quantized_size}"
+            )
+        if self.normalize_latents:
+            raise ValueError(
+                "`normalize_latents` must be false with `feature_bands`: nothing of it has running statistics"
+            )
 
     def _check_attention(self):
         for width, heads in (
@@ -427,6 +499,14 @@ _AT_LEAST = {
     "decoder_istft_stages": 0,
     "decoder_istft_spectra": 1,
     "transform_bands": 0,
+    "feature_bands": 0,
+    "attention_window": 1,
+    "daam_window": 1,
+    "decoder_num_hidden_layers": 0,
+    "decoder_attention_window": 1,
+    "decoder_conv_kernel_size": 1,
+    "decoder_lookahead_frames": 0,
+    "decoder_num_blocks": 0,
     "chunk_frames": 1,
 }
 
@@ -440,6 +520,13 @@ _DIGEST_KEYS = {
     and name not in ("ema_decay", "daam_alpha", "untrained_seed", "weights_sha256", "model_type", "_auto_class")
     and name != "decoder_istft_spectra"
 }
+
+# Of a causal codec of spectral features alone: other digests are as they were before there was any.
+_FEATURE_KEYS = {
+    "feature_bands", "quantized_size", "fsq_gradient", "attention_window", "daam_window", "decoder_num_hidden_layers",
+    "decoder_attention_window", "decoder_conv_kernel_size", "decoder_lookahead_frames",
+    "decoder_num_blocks",
+}  # fmt: skip
 
 # Keys that transformers itself writes into or passes along with a configuration.
 _INHERITED_KEYS = {

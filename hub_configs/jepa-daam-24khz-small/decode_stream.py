@@ -35,7 +35,7 @@ class AudioDecodeStream:
         self._closed = False
         self.num_frames = 0
         """Whole frames taken so far."""
-        self.delay_frames: int = tokenizer.model.decoder.margins()[0]
+        self._context_frames, self.delay_frames = tokenizer.model.decoder.context_frames
         """Frames that must have come after a frame before its samples are final."""
 
     def push(self, input_ids: Any) -> np.ndarray:
@@ -99,6 +99,6 @@ class AudioDecodeStream:
         window = window.to(model.input_device(window))
         waveform = model.decoder(model.codes_to_latents(window), context=(left, right))
         done = left + count
-        self._context = min(self.delay_frames, done)
+        self._context = min(self._context_frames, done)
         self._frames = self._frames[done - self._context :]
         return waveform[0, 0].clamp(-1.0, 1.0).float().cpu().numpy()

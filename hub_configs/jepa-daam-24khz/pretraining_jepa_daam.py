@@ -1,6 +1,7 @@
 """Stage 1: predict the target encoder's latents of hidden frames (Figure 1, eq. 10-11)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,15 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import ModelOutput
 
+from .causal import CausalMemory
 from .conformer import ConformerBlock
 from .encoder import JepaDaamEncoder
 from .framing import stretch_mask, zero_padding
 from .masking import block_mask
 from .modeling_jepa_daam import JepaDaamPreTrainedModel
 from .precision import NARROW, without_float16_autocast
+from .vocoder_encoder import FeatureEncoder
+from .vocoder_features import SpectralFeatures
 
 MASK_TOKEN_STD = 0.02
 
@@ -91,18 +95,26 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     """
 
     _auto_class = "AutoModelForPreTraining"
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^quantizer\.", r"^encoder\.transform\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\.", r"^quantizer\.", r"^encoder\.transform\.", r"^latent_projection\."
+    ]  # fmt: skip
     # A checkpoint without a target encoder starts with a copy of its encoder.
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
     _may_be_new = (r"^predictor\.", r"^mask_token$")
 
     def __init__(self, config):
         super().__init__(config)
-        self.encoder = JepaDaamEncoder(config, transform=False)
+        self.encoder = self._make_encoder()
         self.predictor = JepaDaamPredictor(config)
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
-        self.target_encoder = JepaDaamEncoder(config, transform=False).requires_grad_(False)
+        self.target_encoder = self._make_encoder().requires_grad_(False)
+        if config.feature_bands > 0:
+            self.spectral_features = SpectralFeatures(config).requires_grad_(False)
         self.post_init()
+
+    def _make_encoder(self) -> Any:
+        causal = self.config.feature_bands > 0
+        return FeatureEncoder(self.config) if causal else JepaDaamEncoder(self.config, transform=False)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -191,16 +203,26 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         valid = None if padding_mask is None else frame_mask
         place = self.config.mask_position
 
-        heard = self._encoder_input(input_values, self.encoder)
-        if place == "waveform":
-            heard = zero_padding(heard, stretch_mask(context_mask, self.config.hop_length))
+        # A causal encoder reads features, and no padding on the right reaches valid frames.
+        inputs, factor = input_values, self.config.hop_length
+        causal = isinstance(self.encoder, FeatureEncoder)
+        if causal:
+            margin = self.spectral_features.margin
+            with torch.no_grad():
+                inputs = self.spectral_features(F.pad(input_values[:, 0], (margin, margin)))
+            factor = self.config.patch_size
+        inputs = self._encoder_input(inputs, self.encoder)
+        shown = zero_padding(inputs, stretch_mask(context_mask, factor)) if place == "waveform" else inputs
+        past = CausalMemory() if causal else valid  # what a layer takes beside its input
         with without_float16_autocast(input_values.device.type):
-            frames = self.encoder.extract_frames(heard, valid)
+            frames = self.encoder.extract_frames(shown, past)
+            frames = frames.hidden if causal else frames
             if place != "after_encoder":
                 frames = self._hide(frames, context_mask)
-            latents = self.encoder.mix_frames(frames, valid)
+            latents = self.encoder.mix_frames(frames, past)
             with torch.no_grad():
-                targets = self.target_encoder(self._encoder_input(input_values, self.target_encoder), valid)
+                seen = self._encoder_input(inputs, self.target_encoder)
+                targets = self.target_encoder(seen).hidden if causal else self.target_encoder(seen, valid)
         context = self._hide(latents, context_mask) if place == "after_encoder" else latents
         predictions = self.predictor(context.to(self.mask_token.dtype), valid)
 

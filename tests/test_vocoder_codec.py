@@ -8,10 +8,14 @@ import soundfile
 import torch
 
 from modeling_jepa_daam import (
+    JepaAudioTokenizer,
     JepaDaamConfig,
     JepaDaamEncoderModel,
     JepaDaamForPreTraining,
     JepaDaamModel,
+    read_token_file,
+    save_checkpoint,
+    write_token_file,
 )
 from modeling_jepa_daam.causal import CausalMemory
 from modeling_jepa_daam.daam import gaussian_mixture, mixture_density, trailing_moments
@@ -249,3 +253,19 @@ def test_features_are_the_output_of_the_network_that_makes_the_tokens(model, spe
 def test_settings_that_contradict_each_other_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         JepaDaamConfig(**SMALL | changes)
+
+
+def test_the_tokenizer_of_a_checkpoint_has_the_mixed_levels(speech, tmp_path):
+    torch.manual_seed(0)
+    model = JepaDaamModel(JepaDaamConfig(**SMALL | {"hidden_size": 80, "quantized_size": 73}))
+    folder = save_checkpoint(model, tmp_path / "checkpoint", half=True)
+    tokenizer = JepaAudioTokenizer.from_pretrained(folder)
+    assert tokenizer.levels == model.config.levels
+    ids = tokenizer(speech, sampling_rate=24000)["input_ids"]
+    assert ids == ids_of(JepaDaamModel.from_pretrained(folder), speech)
+    assert len(ids) == 13 * 19
+    assert max(ids[18::19]) < 16
+    assert tokenizer.pack(tokenizer.unpack(ids)) == ids
+    assert tokenizer.decode_audio(ids).shape == (13 * 9600,)
+    write_token_file(tmp_path / "speech.jepa", ids, len(speech), model.config)
+    assert read_token_file(tmp_path / "speech.jepa", model.config).input_ids.tolist() == ids

@@ -135,7 +135,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             sampling_rate=config.sampling_rate,
             hop_length=config.hop_length,
             fsq_levels=list(config.fsq_levels),
-            num_dimensions=config.hidden_size,
+            num_dimensions=len(config.levels),
             group_size=config.group_size,
         )
 

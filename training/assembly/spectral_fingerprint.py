@@ -6,6 +6,9 @@ bands. Two recordings of the same sound differ in few bits (0.05 to 0.18 after O
 Source: Haitsma and Kalker, A Highly Robust Audio Fingerprinting System, ISMIR 2002, section 4.
 Deviation: for clips of single words, frames are shorter, differences are of levels instead of energies and span 64 ms
 instead of one frame, and the largest error rate grows with the length.
+
+Limits: whole clips of single words were found after Opus (228 of 228). Fragments that are cut out of running speech are
+not always found: 10 of 11 of 1 s, 16 of 23 of 0.5 s.
 """
 
 import hashlib

@@ -146,12 +146,12 @@ def _list_tar(
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops at a damaged header, silently
             raise ValueError(f"{argument}: {path} is damaged or cut short at byte {end}: its end mark is missing")
     used = {os.path.splitext(name)[0] for name in members}
-    for stem in sidecars.keys() - used:
+    for stem in sorted(sidecars.keys() - used):
         on_skipped(f"{prefix}{stem}.json")
     modified_ns = path.stat().st_mtime_ns
-    for name, (offset, size, unusable) in members.items():
+    for name, (offset, size, sparse) in members.items():
         metadata, unread = sidecars.get(os.path.splitext(name)[0], ({}, None))
-        yield _listed(name, archive, path, offset, size, modified_ns, metadata, unusable or unread)
+        yield _listed(name, archive, path, offset, size, modified_ns, metadata, sparse or unread)
 
 
 def list_manifest(source: str | os.PathLike, keys: Collection[str], argument: str) -> Iterator[ListedFile]:

@@ -53,7 +53,7 @@ from .evaluation.targets import (
     size_outcome,
     speed_outcomes,
 )
-from .report import ORIGINAL, Clip, quality_table, summary
+from .report import ORIGINAL, Clip, grouped, quality_table, summary
 
 TEXTS = "texts.json"
 SPEED_SECONDS = 6.0
@@ -216,8 +216,7 @@ def command(
     outcomes = quality_outcomes(summary(rows, ["set"]).get("set", {}), name, counts)
     outcomes += _of_checkpoint(spec, [row for row in rows if row["system"] == name], counts, output, speed, chosen)
     parts = [f"# Targets: {name}", outcome_table(outcomes)]
-    parts += [f"## {each}\n\n{quality_table(judged_rows)}" for each in chosen
-              if (judged_rows := [row for row in rows if row["recording"]["set"] == each])]  # fmt: skip
+    parts += [f"## {each}\n\n{quality_table(of_set)}" for each, of_set in grouped(rows, "set").items()]
     text = "\n\n".join(parts) + "\n"
     output.mkdir(parents=True, exist_ok=True)
     with replacing(output / f"{name}.md") as temporary:

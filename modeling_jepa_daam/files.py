@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
-
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -55,6 +53,8 @@ def weights_sha256(reference: str | os.PathLike, **kwargs) -> str:
     Raises:
         OSError: If there is no `model.safetensors`.
     """
+    from transformers.utils import SAFE_WEIGHTS_NAME, cached_file  # here: reading sound needs no transformers
+
     file = cached_file(reference, SAFE_WEIGHTS_NAME, **kwargs)
     assert file is not None  # it raises where there is none
     return sha256_of(file)
@@ -75,6 +75,6 @@ def verify_weights(reference: str | os.PathLike, sha256: str, **kwargs) -> None:
     found = weights_sha256(reference, **kwargs)
     if found != sha256:
         raise ValueError(
-            f"{SAFE_WEIGHTS_NAME} of {reference} is damaged or of another checkpoint: its SHA-256 is {found}, "
+            f"model.safetensors of {reference} is damaged or of another checkpoint: its SHA-256 is {found}, "
             f"config.json says {sha256}"
         )

@@ -7,17 +7,23 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..audio import write_audio
 from ..files import sha256_of, weights_sha256
-from ..framing import num_frames
-from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .shard import read_rows, row_digest
+
+if TYPE_CHECKING:
+    from ..tokenization_jepa_daam import JepaAudioTokenizer
 
 FORMAT = "jepa-daam corpus 1"
 MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
+
+
+class CorpusRunError(RuntimeError):
+    """A run that cannot go on; the same command goes on where it was, once the cause is gone."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,8 @@ def verify_corpus(
 
 
 def _verify_shard(corpus: Path, record: ShardRecord, manifest: Manifest, seen: set[bytes]) -> Iterator[str]:
+    from ..framing import num_frames  # of torch
+
     path = corpus / record.file
     if not path.is_file():
         yield "missing"
@@ -209,6 +217,8 @@ def decode_sample(
         FileNotFoundError: If the corpus is not finished.
         ValueError: If another checkpoint made it, or a shard is damaged.
     """
+    from ..tokenization_jepa_daam import JepaAudioTokenizer
+
     manifest, folder = read_manifest(corpus), Path(folder)
     tokenizer = JepaAudioTokenizer.from_pretrained(model).to(device)
     _check_model(tokenizer, manifest)
@@ -228,7 +238,7 @@ def decode_sample(
     return written
 
 
-def _check_model(tokenizer: JepaAudioTokenizer, manifest: Manifest) -> None:
+def _check_model(tokenizer: "JepaAudioTokenizer", manifest: Manifest) -> None:
     made = manifest.settings["model"]["weights_sha256"]
     revision = tokenizer.codec_revision or "main"
     if weights_sha256(tokenizer.codec_reference, revision=revision) != made:

@@ -35,7 +35,7 @@ from ..packing import group_vocabulary_sizes
 from ..processes import run_in_processes
 from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .encoding import tokenize_recordings
-from .finished import FORMAT, MANIFEST, REJECTED, Manifest, ShardRecord, read_manifest, shard_name
+from .finished import FORMAT, MANIFEST, REJECTED, CorpusRunError, Manifest, ShardRecord, read_manifest, shard_name
 from .plan import Plan, PlannedShard, entries_sha256, read_entries, write_plan
 from .shard import GATES_KEY, MAX_VOCABULARY, pyarrow, write_shard
 from .sources import Source, dataset_digest, list_entries, open_recordings
@@ -95,10 +95,6 @@ class Meters:
                     value.value += more
         if self.stop.value:
             raise InterruptedError("stopped")
-
-
-class CorpusRunError(RuntimeError):
-    """A run that cannot go on; the same command goes on where it was, once the cause is gone."""
 
 
 def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:

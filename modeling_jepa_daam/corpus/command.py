@@ -204,6 +204,9 @@ def _verify(corpus: Path) -> None:
     for problem in problems:
         errors.print(f"failed: {problem}", style="red", highlight=False, soft_wrap=True)
     if problems:
+        errors.print(
+            "the command that made the corpus makes what is damaged again, and leaves the rest", highlight=False
+        )
         raise typer.Exit(EXIT_SOME_FAILED)
     console.print(f"as it was written: {_summary(read_manifest(corpus))}", highlight=False, soft_wrap=True)
 

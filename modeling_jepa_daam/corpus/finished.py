@@ -100,14 +100,24 @@ def read_manifest(corpus: str | os.PathLike) -> Manifest:
         values = json.loads(path.read_text("utf-8"))
         if values["format"] != FORMAT:
             raise ValueError(f"it is of format {values['format']!r}, this package reads {FORMAT!r}")
-        return Manifest(
-            values["format"],
-            values["settings"],
-            [ShardRecord(**shard) for shard in values["shards"]],
-            values["rejected_sha256"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        shards = [ShardRecord(**shard) for shard in values["shards"]]
+        settings = values["settings"]
+        for place in (settings["model"], settings["corpus"], settings["packages"]):
+            if not isinstance(place, dict):
+                raise ValueError("its settings are not those of a run")
+        for name in ("sampling_rate", "hop_length"):
+            if not isinstance(settings["model"][name], int) or settings["model"][name] < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {settings['model'][name]!r}")
+        for number, shard in enumerate(shards):
+            if shard.file != shard_name(number, len(shards)):
+                raise ValueError(f"shard {number} must be {shard_name(number, len(shards))}, got {shard.file!r}")
+            for name in ("bytes", "rows", "tokens", "num_samples", "rejected"):
+                if not isinstance(getattr(shard, name), int) or getattr(shard, name) < 0:
+                    raise ValueError(f"`{name}` of {shard.file} must be a count, got {getattr(shard, name)!r}")
+        return Manifest(values["format"], settings, shards, values["rejected_sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is damaged: {reason}") from error
 
 
 def shard_name(index: int, total: int) -> str:

@@ -63,9 +63,14 @@ def load_config(model: str) -> "JepaDaamConfig":
     from .configuration_jepa_daam import JepaDaamConfig
 
     try:
-        return JepaDaamConfig.from_pretrained(model)
-    except (OSError, ValueError, TypeError) as error:
+        config = JepaDaamConfig.from_pretrained(model)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise fail(f"{model} is neither a folder with a config.json of ours nor such a Hub id: {error}") from error
+    # Transformers would fetch and run what these name.
+    for name in ("_attn_implementation", "_experts_implementation"):
+        if "/" in str(getattr(config, name, None)):
+            raise fail(f"{model}: its config.json asks for code of another repository: {getattr(config, name)}")
+    return config
 
 
 def lacks_weights(model: str) -> bool:
@@ -95,8 +100,9 @@ def load_tokenizer(model: str, device: str, dtype: Dtype) -> "JepaAudioTokenizer
     try:
         tokenizer = JepaAudioTokenizer.from_pretrained(model).to(device, dtype.value)
         tokenizer.model  # noqa: B018 (loads it)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise fail(f"--model {model}: {error}") from error
+    except Exception as error:  # of any kind: a checkpoint that is not ours may be damaged in any way
+        kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        raise fail(f"--model {model}: {kind}{error}") from error
     if config.untrained_seed is not None:
         errors.print(f"note: untrained weights (seed {config.untrained_seed}): noise comes back, not speech")
     return tokenizer

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+MAX_JSON_BYTES = 50_000_000
+CHECKED_JSON = frozenset({"added_tokens.json", "config.json", "preprocessor_config.json", "tokenizer_config.json"})
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -43,6 +46,54 @@ def write_json(path: str | os.PathLike, content: Any) -> Path:
     return Path(path)
 
 
+def read_json_object(path: str | os.PathLike) -> dict:
+    """Read a JSON file that must hold an object.
+
+    Raises:
+        ValueError: If it is damaged, nested too deeply, of more than 50 MB, or holds something else.
+        OSError: If it cannot be read.
+    """
+    if os.path.getsize(path) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is damaged: {os.path.getsize(path)} bytes are too many for it")
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it must hold an object, got {type(value).__name__}")
+    return value
+
+
+def check_files(folder: str | os.PathLike) -> None:
+    """Refuse a checkpoint's folder whose JSON or weights are damaged, before anything is made of them.
+
+    Reads the headers of weights, whose sizes must add up to the file's, and not the weights themselves.
+
+    Raises:
+        ValueError: If a file is damaged; names it.
+    """
+    for path in sorted(Path(folder).glob("*.json")):
+        if path.name in CHECKED_JSON:
+            read_json_object(path)
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        check_weights(path)
+
+
+def check_weights(path: str | os.PathLike) -> None:
+    """Refuse a safetensors file whose header or size is damaged.
+
+    Raises:
+        ValueError: If it is.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np"):
+            pass
+    except (SafetensorError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
 def weights_sha256(reference: str | os.PathLike, **kwargs) -> str:
     """SHA-256 of a checkpoint's weights.
 
@@ -52,11 +103,13 @@ def weights_sha256(reference: str | os.PathLike, **kwargs) -> str:
 
     Raises:
         OSError: If there is no `model.safetensors`.
+        ValueError: If it is damaged.
     """
     from transformers.utils import SAFE_WEIGHTS_NAME, cached_file  # here: reading sound needs no transformers
 
     file = cached_file(reference, SAFE_WEIGHTS_NAME, **kwargs)
     assert file is not None  # it raises where there is none
+    check_weights(file)
     return sha256_of(file)
 
 

@@ -4,6 +4,7 @@ The way in is `encoder.py`, `quantizer.py`, `packing.py`; the way out is back th
 """
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from .convolution import SnakeBeta
 from .daam import DensityAdaptiveAttention
 from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
-from .files import verify_weights
+from .files import check_files, verify_weights
 from .framing import lengths_to_mask, mask_to_lengths, num_frames
 from .packing import check_tokens, pack_frames, unpack_frames
 from .quantizer import FiniteScalarQuantizer
@@ -122,11 +123,14 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As inherited; but weights that are not those that `config.weights_sha256` names are refused.
+        """As inherited; but damaged files, and weights that `config.weights_sha256` does not name, are refused.
 
         Raises:
             ValueError: If they are damaged, or of another checkpoint.
         """
+        folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        if os.path.isdir(folder):
+            check_files(folder)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.weights_sha256 is not None:

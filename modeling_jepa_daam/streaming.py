@@ -80,5 +80,6 @@ class AudioTokenStream:
         ready = len(self._pending) if last else len(self._pending) // chunk_samples * chunk_samples
         if ready == 0:
             return []
-        final, self._pending = self._pending[:ready], self._pending[ready:]
-        return model.waveforms_to_ids([torch.from_numpy(final)])[0]
+        ids = model.waveforms_to_ids([torch.from_numpy(self._pending[:ready])])[0]
+        self._pending = self._pending[ready:]  # only now: after an error, nothing is lost
+        return ids

@@ -22,7 +22,13 @@ from modeling_jepa_daam import JepaAudioTokenizer
 from modeling_jepa_daam.configuration_jepa_daam import AUTO_MAP
 from tests.conftest import HUB_CONFIGS, ROOT, SPEECH
 
-SHIPPED_TOP_LEVEL_IMPORTS = {"torch", "transformers", "numpy", "huggingface_hub"}
+SHIPPED_TOP_LEVEL_IMPORTS = {
+    "torch",
+    "transformers",
+    "numpy",
+    "huggingface_hub",
+    "safetensors",
+}  # transformers needs the last two
 
 PROGRAM = """
 import importlib.util, json, sys

@@ -1,9 +1,9 @@
-"""How many digits and tokens of recorded speech change when the model runs below float32.
+"""Share of FSQ indices and tokens that change when the model runs below float32, as the README's table.
 
-    python benchmarks/precision.py [--model hub_configs/jepa-daam-24khz-fast]
+    python benchmarks/precision.py [--model hub_configs/jepa-daam-24khz-small --model hub_configs/jepa-daam-24khz-fast]
 
-Of a checkpoint without weights they are random. Quantizer, DAAM gates and the linear transform run in float32 in all
-cases.
+The recordings are those of `tests/audio` and loud test signals. A configuration without weights gets random ones.
+The quantizer and the DAAM gates run in float32 in all cases; in float16 the whole encoder does.
 """
 
 import argparse
@@ -19,27 +19,51 @@ from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, make_untraine
 ROOT = Path(__file__).parents[1]
 
 
-def main(model: str) -> None:
-    transformers_logging.disable_progress_bar()
-    recordings = sorted((ROOT / "tests" / "audio").glob("*.flac"))
+def test_signals() -> list[np.ndarray]:
+    """Two seconds each: loud noise, a sine and a square of full scale, silence, a click."""
+    time = np.arange(48000)
+    signals = (
+        np.random.default_rng(0).normal(0.0, 0.3, len(time)),
+        np.sin(0.3 * time),
+        np.sign(np.sin(0.05 * time)),
+        np.zeros(len(time)),
+        time == 100,
+    )
+    return [signal.astype(np.float32) for signal in signals]
+
+
+def row(model: str) -> str:
+    """One row of the table."""
+    recordings = [*map(str, sorted((ROOT / "tests" / "audio").glob("*.flac"))), *test_signals()]
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(model)
+        checkpoint, name = Path(model), Path(model).name
         if not (checkpoint / SAFE_WEIGHTS_NAME).is_file():
             checkpoint = make_untrained_checkpoint(JepaDaamConfig.from_pretrained(model), Path(folder) / "checkpoint")
+            name += " (random weights)"
         tokenizer = JepaAudioTokenizer.from_pretrained(checkpoint)
         ids = {}
         for dtype in ("float32", "bfloat16", "float16"):
             tokenizer.to(dtype=dtype)
-            ids[dtype] = np.concatenate([tokenizer(path)["input_ids"] for path in recordings])
-    digits = {dtype: tokenizer.unpack(tokens) for dtype, tokens in ids.items()}
-    print(f"{Path(model).name}, {len(ids['float32'])} tokens of {len(recordings)} recordings")
-    for dtype in ("bfloat16", "float16"):
-        changed_digits = (digits[dtype] != digits["float32"]).mean()
-        changed_tokens = (ids[dtype] != ids["float32"]).mean()
-        print(f"{dtype}: {changed_digits:.2%} of the digits and {changed_tokens:.1%} of the tokens differ from float32")
+            ids[dtype] = np.concatenate([tokenizer(audio, 24000)["input_ids"] for audio in recordings])
+    indices = {dtype: tokenizer.unpack(tokens) for dtype, tokens in ids.items()}
+    cells = [
+        f"{(values[dtype] != values['float32']).mean():.2%}"
+        for dtype in ("bfloat16", "float16")
+        for values in (indices, ids)
+    ]
+    return f"| {name} | {len(ids['float32'])} | {' | '.join(cells)} |"
+
+
+def main(models: list[str]) -> None:
+    transformers_logging.disable_progress_bar()
+    print("| model | tokens | bfloat16: indices | tokens | float16: indices | tokens |")
+    print("|---|---|---|---|---|---|")
+    for model in models:
+        print(row(model))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT / "hub_configs" / "jepa-daam-24khz-fast"))
-    main(parser.parse_args().model)
+    parser.add_argument("--model", action="append", help="checkpoint or configuration folder; repeat for several")
+    shipped = [str(ROOT / "hub_configs" / f"jepa-daam-24khz-{name}") for name in ("small", "fast")]
+    main(parser.parse_args().model or shipped)

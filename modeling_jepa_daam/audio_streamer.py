@@ -1,9 +1,12 @@
 """Audio of a language model while it generates."""
 
+import threading
 from collections.abc import Iterator
 from queue import Queue
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers.generation import BaseStreamer
 
@@ -13,11 +16,15 @@ from .tokenization_jepa_daam import JepaAudioTokenizer
 
 
 class AudioStreamer(BaseStreamer):
-    """Turns ids into audio while they come: `model.generate(..., streamer=streamer)`, and `for samples in streamer`.
+    """Turns ids into audio while they come: `for samples in streamer.generate(model, **prompt, **legal)`.
 
-    Run `generate` in a thread of its own, and take the pieces in another; or in the same one afterwards. The pieces
-    add up to what decoding all ids at once gives, but for the rounding of float32. What comes between a start and an
-    end mark is decoded on its own; an unfinished frame at the end is left out.
+    `legal` is an `AudioLogitsProcessor` and the end mark's id: what a model generates without them need not be audio.
+    The pieces add up to what decoding all ids at once gives, except for the rounding of float32. What comes between a
+    start and an end mark is decoded on its own; an unfinished frame at the end is left out.
+
+    A streamer may also be passed to `model.generate(..., streamer=streamer)` in a thread of the caller's, and iterated
+    in another, or in the same one afterwards. The iteration raises what `put` raised; errors of the model itself reach
+    it through `fail`, which `streamer.generate` calls.
 
     Args:
         tokenizer: Decodes.
@@ -38,7 +45,7 @@ class AudioStreamer(BaseStreamer):
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary or AudioVocabulary.of(tokenizer)
         self._skip_prompt, self._frames_per_piece, self._timeout = skip_prompt, frames_per_piece, timeout
-        self._pieces: Queue[np.ndarray | None] = Queue()
+        self._pieces: Queue[np.ndarray | Exception | None] = Queue()
         self._restart()
 
     def _restart(self) -> None:
@@ -51,8 +58,15 @@ class AudioStreamer(BaseStreamer):
         """Take ids: the prompt first, `(1, length)`, then one after another, `(1,)`.
 
         Raises:
-            ValueError: If they are a batch, or an audio token is out of its place's range.
+            ValueError: If they are a batch, or an audio token is out of its place's range; the iteration raises it too.
         """
+        try:
+            self._put(value)
+        except Exception as error:
+            self.fail(error)
+            raise
+
+    def _put(self, value: Tensor) -> None:
         if value.ndim > 1 and value.shape[0] > 1:
             raise ValueError(f"`value` must be one sequence, got a batch of {value.shape[0]}: stream them one by one")
         skip, self._in_prompt = self._in_prompt and self._skip_prompt, False
@@ -61,17 +75,65 @@ class AudioStreamer(BaseStreamer):
 
     def end(self) -> None:
         """End the audio; the streamer may then be used again."""
-        self._finish(skip=False)
+        try:
+            self._finish(skip=False)
+        except Exception as error:
+            self.fail(error)
+            raise
         self._restart()
         self._pieces.put(None)
+
+    def fail(self, error: Exception) -> None:
+        """End the audio by an error, which the iteration raises; the streamer may then be used again."""
+        self._restart()
+        self._pieces.put(error)
+
+    def generate(self, model: Any, **arguments: Any) -> Iterator[np.ndarray]:
+        """Generate in another thread and give the audio as it comes.
+
+        Args:
+            model: A language model of transformers.
+            **arguments: Of its `generate`. If the caller stops iterating, generation stops at the next token.
+
+        Yields:
+            `(samples,)`, float32.
+
+        Raises:
+            ValueError: If a generated id is no audio in its place.
+            Exception: Any error of `model.generate`.
+        """
+        stopped = threading.Event()
+
+        def stop_criterion(input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+            return torch.full((len(input_ids),), stopped.is_set(), device=input_ids.device)
+
+        def produce() -> None:
+            try:
+                model.generate(streamer=self, stopping_criteria=criteria, **arguments)
+            except Exception as error:
+                self.fail(error)
+
+        criteria: list[Any] = [*(arguments.pop("stopping_criteria", None) or ()), stop_criterion]
+        thread = threading.Thread(target=produce, daemon=True)
+        thread.start()
+        try:
+            yield from self
+        finally:
+            stopped.set()
+            thread.join(self._timeout)
+            while not self._pieces.empty():  # of a caller that stopped, or an error that came twice
+                self._pieces.get_nowait()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Pieces of audio, `(samples,)`, float32, until generation ends.
 
         Raises:
             queue.Empty: If none comes within `timeout` seconds.
+            Exception: What ended the generation, if it was an error.
         """
         while (piece := self._pieces.get(timeout=self._timeout)) is not None:
+            if isinstance(piece, Exception):
+                raise piece
             yield piece
 
     def _take(self, index: int, skip: bool) -> None:

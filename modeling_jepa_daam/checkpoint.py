@@ -1,16 +1,14 @@
 """One folder for a whole checkpoint: model, feature extractor and tokenizer, with the code of all of them."""
 
-import copy
 import os
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .configuration_jepa_daam import JepaDaamConfig
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
-from .files import replacing, sha256_of
+from .files import replacing
 from .modeling_jepa_daam import JepaDaamModel
 from .tokenization_jepa_daam import JepaAudioTokenizer
 
@@ -41,9 +39,6 @@ def save_checkpoint(model: PreTrainedModel, folder: str | os.PathLike, half: boo
         if half:
             state = {name: value if name.startswith("quantizer.") else value.half() for name, value in state.items()}
         model.save_pretrained(temporary, state_dict=state)
-        config = copy.deepcopy(model.config)
-        config.weights_sha256 = sha256_of(temporary / SAFE_WEIGHTS_NAME)
-        config.save_pretrained(temporary)
         JepaDaamFeatureExtractor.from_config(model.config).save_pretrained(temporary)
         JepaAudioTokenizer.from_config(model.config).save_pretrained(temporary)
         for file in temporary.iterdir():

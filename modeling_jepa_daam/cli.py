@@ -1,10 +1,12 @@
 """The command `jepa-audio`: files in, files out."""
 
 import importlib
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from .audio import AUDIO_SUFFIXES, read_blocks, write_audio
+from .audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, SOUNDFILE_SUFFIXES, read_blocks, write_audio
+from .audio_container import check_regular_file
 from .cli_common import (
     EXIT_SOME_FAILED,
     SHIPPED_HELP,
@@ -37,6 +40,7 @@ from .cli_hub import models_command, push_command
 from .corpus.command import tokenize_corpus_command
 from .version import __version__
 
+MAX_NAMED = 20  # skipped files that are named
 RESULT_SUFFIXES = frozenset({".flac", ".jepa", ".wav"})
 
 app = typer.Typer(
@@ -54,28 +58,54 @@ class AudioFormat(StrEnum):
 
 
 InputsArgument = Annotated[list[Path], typer.Argument(help="Files and folders (searched at every depth).")]
+SoundsArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Sound files, and folders (searched at every depth): "
+        f"{', '.join(SOUNDFILE_SUFFIXES)}; with PyAV (the extra `av`) also {', '.join(PYAV_SUFFIXES)}."
+    ),
+]
+TruncatedOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-truncated", help="Take what there is of files that are cut short, and report how much is missing."
+    ),
+]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that are already there.")]
 FormatOption = Annotated[AudioFormat, typer.Option("--format", help="Format of the audio that is written.")]
 
 
-def _find(inputs: list[Path], suffixes: tuple[str, ...], output: Path) -> list[tuple[Path, Path]]:
-    """Every file to work on, and its place below the output folder without its suffix."""
+@dataclass(frozen=True)
+class _Found:
+    """What the inputs of a command hold.
+
+    Args:
+        files: Every file to work on, and its place below the output folder without its suffix.
+        skipped: Files of folders that are of other kinds, and hidden files and folders.
+    """
+
+    files: list[tuple[Path, Path]]
+    skipped: list[Path]
+
+
+def _find(inputs: list[Path], suffixes: tuple[str, ...], output: Path) -> _Found:
+    """Every file to work on, whether it can be read or not; folders are searched at every depth, through links."""
     if output.suffix in RESULT_SUFFIXES or (output.exists() and not output.is_dir()):
         raise fail(f"--output must be a folder, got {output}")
-    found = []
+    if inputs and not any(os.path.lexists(path) for path in inputs):
+        raise fail(f"no such file or folder: {', '.join(map(str, inputs))}")
+    found: list[tuple[Path, Path]] = []
+    skipped: list[Path] = []
     for path in inputs:
-        if path.is_dir():
-            names = sorted(file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in suffixes)
-            # Hidden folders hold what an interrupted run left; earlier results below the input are no input.
-            names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-            if path.resolve() in output.resolve().parents:
-                names = [name for name in names if output.resolve() not in (path / name).resolve().parents]
-            found += [(path / name, name.with_suffix("")) for name in names if (path / name).is_file()]
-        elif path.is_file():
+        if not path.is_dir():
             found.append((path, Path(path.stem)))
-        else:
-            raise fail(f"no such file or folder: {path}")
+            continue
+        for file in _walk(path, output.resolve(), skipped):
+            if file.suffix.lower() in suffixes:
+                found.append((file, file.relative_to(path).with_suffix("")))
+            else:
+                skipped.append(file)
     if not found:
         raise fail(f"nothing to do: no {', '.join(suffixes)} in {', '.join(map(str, inputs))}")
     targets: dict[Path, Path] = {}
@@ -83,11 +113,37 @@ def _find(inputs: list[Path], suffixes: tuple[str, ...], output: Path) -> list[t
         if target in targets:
             raise fail(f"{targets[target]} and {file} would both become {target}.*: give them in separate runs")
         targets[target] = file
-    return list(dict.fromkeys(found))
+    return _Found(list(dict.fromkeys(found)), skipped)
+
+
+def _walk(folder: Path, output: Path, skipped: list[Path]) -> list[Path]:
+    """The files of a folder, sorted.
+
+    Hidden files and folders (an interrupted run leaves some) are skipped. Results of earlier runs below the input are
+    no input.
+    """
+    files: list[Path] = []
+    seen: set[str] = set()
+    below = folder.resolve() in output.parents
+    for name, folders, names in os.walk(folder, followlinks=True):
+        place = Path(name)
+        if os.path.realpath(place) in seen or (below and output in (place.resolve(), *place.resolve().parents)):
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        skipped += [place / each for each in sorted([*folders, *names]) if each.startswith(".")]
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        files += [place / each for each in names if not each.startswith(".")]
+    return sorted(files)
+
+
+def _count_by_suffix(paths: list[Path]) -> str:
+    kinds = ["hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix" for path in paths]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
 
 
 def _run(
-    found: list[tuple[Path, Path]],
+    found: _Found,
     output: Path,
     suffix: str,
     overwrite: bool,
@@ -105,10 +161,16 @@ def _run(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=errors) as progress:
-        task = progress.add_task("", total=len(found))
-        for file, name in found:
+        task = progress.add_task("", total=len(found.files))
+        for file, name in found.files:
             progress.update(task, description=file.name)
             target = output / name.with_name(name.name + suffix)
+            try:
+                check_regular_file(file, "not readable")
+            except (OSError, ValueError) as error:
+                failed.append((file, str(error).removeprefix("not readable: ")))
+                progress.advance(task)
+                continue
             if target.exists() and target.samefile(file):
                 failed.append((file, "the result would take the place of the recording: choose another --output"))
                 progress.advance(task)
@@ -125,16 +187,30 @@ def _run(
                 failed.append((file, str(error).removeprefix(f"{file}: ")))
             progress.advance(task)
     elapsed = time.perf_counter() - start
-    done = len(found) - len(failed) - kept
-    summary = f"{done} done, {kept} kept, {len(failed)} failed in {output}"
+    done = len(found.files) - len(failed) - kept
+    summary = f"{done} done, {kept} kept, {len(failed)} failed"
+    if found.skipped:
+        summary += f", {len(found.skipped)} skipped ({_count_by_suffix(found.skipped)})"
+    summary += f" in {output}"
     if done:
         summary += f": {audio_s:.1f} s of audio in {elapsed:.2f} s, {audio_s / elapsed:.1f} times real time"
         summary += f"; {written} bytes written"
     console.print(summary, highlight=False, soft_wrap=True)
+    for path in found.skipped[:MAX_NAMED]:
+        errors.print(f"skipped: {path}", highlight=False, soft_wrap=True)
+    if len(found.skipped) > MAX_NAMED:
+        errors.print(f"... and {len(found.skipped) - MAX_NAMED} more are skipped", highlight=False, soft_wrap=True)
     for file, reason in failed:
         errors.print(f"failed: {file}: {reason}", style="red", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _reporter(file: Path, allow_truncated: bool) -> Callable[[str], None] | None:
+    """What reports how much of a file is missing, if such files are taken."""
+    if not allow_truncated:
+        return None
+    return lambda problem: errors.print(f"truncated: {file}: {problem}", highlight=False, soft_wrap=True)
 
 
 def _version(value: bool) -> None:
@@ -161,7 +237,10 @@ def info(
     """Print a model's rates, vocabulary and sizes."""
     config = load_config(model)
     size = count_parameters(config)
-    weights = "not verified" if config.weights_sha256 is None else f"SHA-256 {config.weights_sha256[:12]}..."
+    named = config.weights_sha256
+    weights = "not verified" if named is None else f"SHA-256 {str(named)[:12]}..."
+    if isinstance(named, dict):
+        weights = ", ".join(f"{file}: SHA-256 {digest[:12]}..." for file, digest in named.items())
     if config.untrained_seed is not None:
         weights = f"untrained, seed {config.untrained_seed}"
     elif lacks_weights(model):
@@ -204,12 +283,13 @@ def init(
 
 @app.command()
 def encode(
-    inputs: InputsArgument,
+    inputs: SoundsArgument,
     output: OutputOption,
     model: ModelOption = str(SHIPPED_MODEL),
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
     overwrite: OverwriteOption = False,
+    allow_truncated: TruncatedOption = False,
 ) -> None:
     """Turn audio files into token files (.jepa)."""
     from .token_file import TokenFileError, read_token_file, write_token_file
@@ -218,7 +298,7 @@ def encode(
     tokenizer = load_tokenizer(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
-        ids, num_samples = tokenizer.encode_file(file)
+        ids, num_samples = tokenizer.encode_file(file, _reporter(file, allow_truncated))
         write_token_file(target, ids, num_samples, tokenizer.model.config)
         return num_samples / tokenizer.sampling_rate
 
@@ -258,20 +338,21 @@ def decode(
 
 @app.command()
 def reconstruct(
-    inputs: InputsArgument,
+    inputs: SoundsArgument,
     output: OutputOption,
     model: ModelOption = str(SHIPPED_MODEL),
     audio_format: FormatOption = AudioFormat.wav,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = Dtype.float32,
     overwrite: OverwriteOption = False,
+    allow_truncated: TruncatedOption = False,
 ) -> None:
     """Send audio files through the tokens and back."""
     found = _find(inputs, AUDIO_SUFFIXES, output)
     tokenizer = load_tokenizer(model, device, dtype)
 
     def work(file: Path, target: Path) -> float:
-        ids, num_samples = tokenizer.encode_file(file)
+        ids, num_samples = tokenizer.encode_file(file, _reporter(file, allow_truncated))
         write_audio(target, tokenizer.iter_decode_audio(ids), num_samples, tokenizer.sampling_rate)
         return num_samples / tokenizer.sampling_rate
 
@@ -366,7 +447,7 @@ def export_onnx_command(
     ] = [],  # noqa: B006 (typer's way)
 ) -> None:
     """Write encoder and decoder as ONNX graphs that make the same tokens under onnxruntime, or nothing."""
-    files = [file for file, _ in _find(check, AUDIO_SUFFIXES, output)] if check else []
+    files = [file for file, _ in _find(check, AUDIO_SUFFIXES, output).files] if check else []
     tokenizer = load_tokenizer(model, "cpu", Dtype.float32)
     errors.print("tracing both directions and comparing them with PyTorch's takes a while", highlight=False)
     try:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from .files import read_json_object
+from .files import read_json_object, weights_beside
 from .packing import group_levels, group_vocabulary_sizes, repeat_levels
 
 if TYPE_CHECKING:
@@ -117,10 +117,23 @@ class JepaDaamConfig(PreTrainedConfig):
         harmonic_source: Whether the transform also carries a voice's pitch, and the decoder shapes its harmonics, and
             noise, instead of predicting phases (`pitch.py`, `source_filter_head.py`). It needs `transform_bands`, and
             an inverse STFT at the rate of the encoder's spectra.
+        feature_bands: Mel bands of the spectral features that a causal encoder reads and a vocoder speaks; 0 for the
+            paper's waveform encoder. It needs `encoder_stft_stages`, whose rate the features have.
+        quantized_size: Latent dimensions that are quantized; `hidden_size` if `None`. Another number needs
+            `feature_bands`.
+        fsq_gradient: What a gradient through the quantizer meets: `"identity"` (eq. 15) or `"tanh"`, the derivative
+            of the bound of eq. 12 too, so latents that are out of reach are not pushed further.
+        attention_window: Frames that a causal encoder's attention sees, the current one included.
+        daam_window: Frames that the statistics of a causal encoder's gates run over.
+        decoder_num_hidden_layers: Conformer blocks of a causal decoder.
+        decoder_attention_window: Frames that a causal decoder's attention sees, the current one included.
+        decoder_conv_kernel_size: Kernel size (frames) of the depthwise convolutions of a causal decoder.
+        decoder_lookahead_frames: Later frames that a causal decoder reads to decode a frame.
+        decoder_num_blocks: Convolutional blocks of a vocoder's network at the features' rate, of `decoder_channels[0]`.
         chunk_frames: Frames that the encoder sees at once; longer audio is cut into such chunks, each on its own.
         untrained_seed: Seed that the weights were drawn from, if they were never trained.
-        weights_sha256: SHA-256 of the checkpoint's `model.safetensors`, which loading then verifies. Stands in what
-            `checkpoint.save_checkpoint` wrote; a model that is saved in any other way forgets it.
+        weights_sha256: SHA-256 of the checkpoint's `model.safetensors`, which loading verifies; for shards and variants
+            a mapping of file names to digests. Every save writes that of the weights in the same folder.
 
     Raises:
         ValueError: If a key is unknown, a value has the wrong type or range, or fields contradict each other.
@@ -168,9 +181,19 @@ class JepaDaamConfig(PreTrainedConfig):
     decoder_istft_spectra: int = 1
     transform_bands: int = 0
     harmonic_source: bool = False
+    feature_bands: int = 0
+    quantized_size: int | None = None
+    fsq_gradient: Literal["identity", "tanh"] = "identity"
+    attention_window: int = 32
+    daam_window: int = 20
+    decoder_num_hidden_layers: int = 0
+    decoder_attention_window: int = 16
+    decoder_conv_kernel_size: int = 7
+    decoder_lookahead_frames: int = 0
+    decoder_num_blocks: int = 4
     chunk_frames: int = 30
     untrained_seed: int | None = None
-    weights_sha256: str | None = None
+    weights_sha256: str | dict[str, str] | None = None
 
     def __post_init__(self, **kwargs):
         unknown = set(kwargs) - _INHERITED_KEYS
@@ -184,18 +207,6 @@ class JepaDaamConfig(PreTrainedConfig):
             elif annotation is Number:
                 setattr(self, name, float(value))
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As inherited; a damaged file of a folder is refused by name.
-
-        Raises:
-            ValueError: If `config.json` is damaged, or as the class.
-        """
-        path = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "", CONFIG_NAME)
-        if os.path.isfile(path):
-            read_json_object(path)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     # Derived values
 
@@ -216,8 +227,18 @@ class JepaDaamConfig(PreTrainedConfig):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Number of values of each of the `hidden_size` latent dimensions."""
-        return repeat_levels(self.fsq_levels, self.hidden_size)
+        """Number of values of each quantized latent dimension."""
+        return repeat_levels(self.fsq_levels, self.quantized_size or self.hidden_size)
+
+    @property
+    def feature_rows(self) -> int:
+        """Rows of the spectral features: mel bands, pitch and voicing."""
+        return self.feature_bands + 2
+
+    @property
+    def patch_size(self) -> int:
+        """Feature vectors a frame."""
+        return math.prod(self.downsampling_ratios[self.encoder_stft_stages :])
 
     @property
     def tokens_per_frame(self) -> int:
@@ -258,6 +279,8 @@ class JepaDaamConfig(PreTrainedConfig):
             del shape["transform_bands"]
         if not self.harmonic_source:
             del shape["harmonic_source"]
+        if self.feature_bands == 0:
+            shape = {name: value for name, value in shape.items() if name not in _FEATURE_KEYS}
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
     # Checks
@@ -265,6 +288,7 @@ class JepaDaamConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Ranges first: the later checks divide by what they find."""
         self._check_ranges()
+        self._check_features()
         self._check_stages()
         self._check_attention()
         self._check_packing()
@@ -286,8 +310,10 @@ class JepaDaamConfig(PreTrainedConfig):
         for name in ("fsq_temperature", "layer_norm_eps"):
             if not 0.0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive and finite, got {getattr(self, name)}")
-        if self.weights_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.weights_sha256):
-            raise ValueError(f"`weights_sha256` must be 64 hexadecimal digits, got {self.weights_sha256!r}")
+        named = self.weights_sha256
+        for digest in named.values() if isinstance(named, dict) else () if named is None else (named,):
+            if not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(f"`weights_sha256` must be 64 hexadecimal digits, got {digest!r}")
         if not math.isfinite(self.daam_alpha):
             raise ValueError(f"`daam_alpha` must be finite, got {self.daam_alpha}")
         if self.chunk_frames > MAX_CHUNK_S * self.frame_rate:
@@ -359,16 +385,52 @@ class JepaDaamConfig(PreTrainedConfig):
                 f"{self.transform_rows}, for pitch and voicing, got {self.decoder_channels[-1]}"
             )
         if self.decoder_istft_spectra > 1:
-            if not self.harmonic_source:
+            if not self.harmonic_source and self.feature_bands == 0:
                 raise ValueError(
                     f"`decoder_istft_spectra` above 1 needs `harmonic_source`, got {self.decoder_istft_spectra}"
                 )
-            hop_length = math.prod(self.downsampling_ratios[: self.decoder_istft_stages])
+            stages = self.encoder_stft_stages if self.feature_bands > 0 else self.decoder_istft_stages
+            hop_length = math.prod(self.downsampling_ratios[:stages])
             if hop_length % self.decoder_istft_spectra != 0:
                 raise ValueError(
                     f"`decoder_istft_spectra` must divide the {hop_length} samples of a feature, "
                     f"got {self.decoder_istft_spectra}"
                 )
+
+    def _check_features(self):
+        # A causal codec of spectral features, or none of its settings.
+        if self.feature_bands == 0:
+            if self.quantized_size not in (None, self.hidden_size):
+                raise ValueError(
+                    f"`quantized_size` other than `hidden_size` = {self.hidden_size} needs `feature_bands`, "
+                    f"got {self.quantized_size}"
+                )
+            return
+        if self.transform_bands > 0:
+            raise ValueError(f"`transform_bands` and `feature_bands` exclude each other, got {self.transform_bands}")
+        if not 0 < self.encoder_stft_stages < len(self.downsampling_ratios):
+            raise ValueError(
+                f"`feature_bands` needs `encoder_stft_stages` between 1 and {len(self.downsampling_ratios) - 1}, "
+                f"got {self.encoder_stft_stages}"
+            )
+        if self.decoder_istft_stages != len(self.downsampling_ratios):
+            raise ValueError(
+                f"`feature_bands` needs `decoder_istft_stages` = {len(self.downsampling_ratios)}, one for each of "
+                f"`downsampling_ratios`, got {self.decoder_istft_stages}"
+            )
+        if self.encoder_channels[0] != self.feature_rows:
+            raise ValueError(
+                f"`encoder_channels` must begin with `feature_bands` + 2 = {self.feature_rows}, for pitch and voicing, "
+                f"got {self.encoder_channels[0]}"
+            )
+        if self.quantized_size is not None and not 1 <= self.quantized_size <= self.hidden_size:
+            raise ValueError(
+                f"`quantized_size` must lie in [1, hidden_size = {self.hidden_size}], got {self.quantized_size}"
+            )
+        if self.normalize_latents:
+            raise ValueError(
+                "`normalize_latents` must be false with `feature_bands`: nothing of it has running statistics"
+            )
 
     def _check_attention(self):
         for width, heads in (
@@ -393,10 +455,35 @@ class JepaDaamConfig(PreTrainedConfig):
         known = {field.name for field in fields(self)} | _INHERITED_KEYS
         return {name: value for name, value in super().to_dict().items() if name in known}
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As inherited, but a place without the configuration of a jepa-daam model has no defaults.
+
+        Raises:
+            OSError: If there is no `config.json`.
+            ValueError: If it is damaged, or that of another kind of model.
+        """
+        path = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "", CONFIG_NAME)
+        if os.path.isfile(path):
+            read_json_object(path)
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not values:
+            raise OSError(f"no config.json in {pretrained_model_name_or_path}")
+        if values.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(
+                f"config.json of {pretrained_model_name_or_path} is of a {values['model_type']} model, "
+                f"not of a {cls.model_type} model"
+            )
+        return values, kwargs
+
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Save, naming every auto class, so that all of them load from the one folder."""
+        """Save, naming every auto class, so that all of them load from the one folder, and the weights beside it."""
         self.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        named, self.weights_sha256 = self.weights_sha256, weights_beside(save_directory)
+        try:
+            super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            self.weights_sha256 = named
 
 
 _AT_LEAST = {
@@ -424,6 +511,14 @@ _AT_LEAST = {
     "decoder_istft_stages": 0,
     "decoder_istft_spectra": 1,
     "transform_bands": 0,
+    "feature_bands": 0,
+    "attention_window": 1,
+    "daam_window": 1,
+    "decoder_num_hidden_layers": 0,
+    "decoder_attention_window": 1,
+    "decoder_conv_kernel_size": 1,
+    "decoder_lookahead_frames": 0,
+    "decoder_num_blocks": 0,
     "chunk_frames": 1,
 }
 
@@ -437,6 +532,13 @@ _DIGEST_KEYS = {
     and name not in ("ema_decay", "daam_alpha", "untrained_seed", "weights_sha256", "model_type", "_auto_class")
     and name != "decoder_istft_spectra"
 }
+
+# Of a causal codec of spectral features alone: other digests are as they were before there was any.
+_FEATURE_KEYS = {
+    "feature_bands", "quantized_size", "fsq_gradient", "attention_window", "daam_window", "decoder_num_hidden_layers",
+    "decoder_attention_window", "decoder_conv_kernel_size", "decoder_lookahead_frames",
+    "decoder_num_blocks",
+}  # fmt: skip
 
 # Keys that transformers itself writes into or passes along with a configuration.
 _INHERITED_KEYS = {

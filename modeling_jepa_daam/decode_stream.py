@@ -35,7 +35,7 @@ class AudioDecodeStream:
         self._closed = False
         self.num_frames = 0
         """Whole frames taken so far."""
-        self.delay_frames: int = tokenizer.model.decoder.margins()[0]
+        self._context_frames, self.delay_frames = tokenizer.model.decoder.context_frames
         """Frames that must have come after a frame before its samples are final."""
 
     def push(self, input_ids: Any) -> np.ndarray:
@@ -95,9 +95,10 @@ class AudioDecodeStream:
         """Samples of the next `count` frames; frames that no later ones will read are forgotten."""
         model, left = self._tokenizer.model, self._context
         right = min(self.delay_frames, len(self._frames) - left - count)
-        window = torch.stack(self._frames[: left + count + right], dim=-1)[None].to(model.device)
+        window = torch.stack(self._frames[: left + count + right], dim=-1)[None]
+        window = window.to(model.input_device(window))
         waveform = model.decoder(model.codes_to_latents(window), context=(left, right))
         done = left + count
-        self._context = min(self.delay_frames, done)
+        self._context = min(self._context_frames, done)
         self._frames = self._frames[done - self._context :]
-        return waveform[0, 0].float().cpu().numpy()
+        return waveform[0, 0].clamp(-1.0, 1.0).float().cpu().numpy()

@@ -98,6 +98,11 @@ class HifiGanDecoder(nn.Module):
             self.output_conv.init_gain = OUTPUT_INIT_GAIN  # type: ignore[assignment]
             self.output_ratio, self.output_radius = 1, OUTPUT_KERNEL_SIZE // 2
 
+    @property
+    def context_frames(self) -> tuple[int, int]:
+        """Frames before and after a stretch that its samples depend on."""
+        return self.margins()[0], self.margins()[0]
+
     def margins(self) -> list[int]:
         """Neighbouring samples that each stage's input needs on either side; the first entry counts latent frames.
 

@@ -2,13 +2,13 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from .audio import check_sampling_rate, load_audio
+from .audio import check_sampling_rate, load_audio, to_numpy
 from .framing import check_integer
 
 
@@ -85,10 +85,56 @@ class JepaDaamFeatureExtractor(SequenceFeatureExtractor):
         ]
         if truncation:
             recordings = [recording[:max_length] for recording in recordings]
-        padded = self.pad(
+        length = None if max_length is None else math.ceil(max_length / self.hop_length) * self.hop_length
+        return self._padded(recordings, padding, length, return_tensors)
+
+    def pad(
+        self,
+        processed_features: Any,
+        padding: Any = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: Any = None,
+    ) -> BatchFeature:
+        """As inherited, of `(samples,)` each; or of what `__call__` returned, `(1, samples)` each, whose form it keeps.
+
+        Args:
+            processed_features: A batch, or a list of features.
+            padding: As of `__call__`.
+            max_length: Samples to pad to with `padding="max_length"`.
+            truncation: As of any feature extractor; not for what `__call__` returned.
+            pad_to_multiple_of: As of any feature extractor; what `__call__` returned is padded to whole frames.
+            return_attention_mask: As of any feature extractor; what `__call__` returned has a `padding_mask`.
+            return_tensors: As of `__call__`.
+
+        Raises:
+            ValueError: If an argument is not for such features.
+        """
+        features = processed_features
+        if isinstance(features, (list, tuple)) and features and isinstance(features[0], Mapping):
+            features = {name: [example[name] for example in features] for name in features[0]}
+        values = features.get("input_values", ()) if isinstance(features, Mapping) else ()
+        if len(values) == 0 or any(np.ndim(value) != 2 for value in values):
+            rest = (truncation, pad_to_multiple_of, return_attention_mask, return_tensors)
+            return super().pad(processed_features, padding, max_length, *rest)
+        if truncation or pad_to_multiple_of is not None:
+            name = "truncation" if truncation else "pad_to_multiple_of"
+            raise ValueError(f"`{name}` is not for features of shape (1, samples): pass it with the recordings")
+        recordings = [to_numpy(value, "input_values")[0] for value in values]
+        if "padding_mask" in features:
+            masks = [to_numpy(mask, "padding_mask") for mask in features["padding_mask"]]
+            recordings = [row[: int(mask.sum())] for row, mask in zip(recordings, masks, strict=True)]
+        return self._padded(recordings, padding, max_length, return_tensors)
+
+    def _padded(
+        self, recordings: list[np.ndarray], padding: bool | str, max_length: int | None, return_tensors: str | None
+    ) -> BatchFeature:
+        padded = super().pad(
             BatchFeature({"input_values": recordings}),
             padding=padding,
-            max_length=None if max_length is None else math.ceil(max_length / self.hop_length) * self.hop_length,
+            max_length=max_length,
             pad_to_multiple_of=self.hop_length if padding else None,
             return_attention_mask=True,
         )

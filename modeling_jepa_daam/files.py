@@ -4,14 +4,19 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+WEIGHTS_NAME = re.compile(r"model(\.[^.]+)?(-\d{5}-of-\d{5})?\.safetensors")  # of a variant, of a shard
+LFS_POINTER = b"version https://git-lfs"
 MAX_JSON_BYTES = 50_000_000
 CHECKED_JSON = frozenset({"added_tokens.json", "config.json", "preprocessor_config.json", "tokenizer_config.json"})
+
+# transformers and safetensors are imported where they are used: reading sound needs neither.
 
 
 @contextlib.contextmanager
@@ -64,10 +69,8 @@ def read_json_object(path: str | os.PathLike) -> dict:
     return value
 
 
-def check_files(folder: str | os.PathLike) -> None:
-    """Refuse a checkpoint's folder whose JSON or weights are damaged, before anything is made of them.
-
-    Reads the headers of weights, whose sizes must add up to the file's, and not the weights themselves.
+def check_json(folder: str | os.PathLike) -> None:
+    """Refuse a checkpoint's folder whose JSON is damaged, before anything is made of it.
 
     Raises:
         ValueError: If a file is damaged; names it.
@@ -75,59 +78,134 @@ def check_files(folder: str | os.PathLike) -> None:
     for path in sorted(Path(folder).glob("*.json")):
         if path.name in CHECKED_JSON:
             read_json_object(path)
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        check_weights(path)
-
-
-def check_weights(path: str | os.PathLike) -> None:
-    """Refuse a safetensors file whose header or size is damaged.
-
-    Raises:
-        ValueError: If it is.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np"):
-            pass
-    except (SafetensorError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def weights_sha256(reference: str | os.PathLike, **kwargs) -> str:
-    """SHA-256 of a checkpoint's weights.
+    """SHA-256 of a checkpoint's weights; of names and digests where they lie in several files.
 
     Args:
         reference: Folder or Hub id.
         **kwargs: Of `transformers.utils.cached_file`: where the files are.
 
     Raises:
-        OSError: If there is no `model.safetensors`.
-        ValueError: If it is damaged.
+        OSError: If there are no weights in safetensors files.
+        ValueError: If one is damaged.
     """
-    from transformers.utils import SAFE_WEIGHTS_NAME, cached_file  # here: reading sound needs no transformers
+    from transformers.utils import SAFE_WEIGHTS_NAME
 
-    file = cached_file(reference, SAFE_WEIGHTS_NAME, **kwargs)
-    assert file is not None  # it raises where there is none
-    check_weights(file)
-    return sha256_of(file)
+    files = weight_files(reference, **kwargs)
+    if not files:
+        raise OSError(f"no {SAFE_WEIGHTS_NAME} in {reference}")
+    for file in files:
+        check_readable(file)
+    if len(files) == 1:
+        return sha256_of(files[0])
+    return hashlib.sha256("\n".join(f"{file.name} {sha256_of(file)}" for file in files).encode()).hexdigest()
 
 
-def verify_weights(reference: str | os.PathLike, sha256: str, **kwargs) -> None:
-    """Compare a checkpoint's weights with their SHA-256.
+def weight_files(reference: str | os.PathLike, variant: str | None = None, **kwargs) -> list[Path]:
+    """The safetensors files that loading a checkpoint reads: one, or the shards that an index names.
 
     Args:
         reference: Folder or Hub id.
-        sha256: What it has to be.
-        **kwargs: As of `weights_sha256`.
+        variant: As of `from_pretrained`: `model.<variant>.safetensors`.
+        **kwargs: Of `transformers.utils.cached_file`: where the files are.
+
+    Returns:
+        Their paths; none if the checkpoint has no such file.
 
     Raises:
-        ValueError: If it is another.
-        OSError: If there is no `model.safetensors`.
+        OSError: If the index names a file that is not there.
+        ValueError: If the index is damaged.
     """
-    found = weights_sha256(reference, **kwargs)
-    if found != sha256:
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+    def find(name: str) -> str | None:
+        if variant is not None:  # model.safetensors -> model.fp16.safetensors
+            stem, _, suffix = name.rpartition(".")
+            name = f"{stem}.{variant}.{suffix}"
+        return cached_file(reference, name, _raise_exceptions_for_missing_entries=False, **kwargs)
+
+    if file := find(SAFE_WEIGHTS_NAME):
+        return [Path(file)]
+    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    if index is None:
+        return []
+    named = read_json_object(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ValueError(f"{index} is damaged: `weight_map` must map tensors to files, got {str(named)[:80]}")
+    names = sorted(set(named.values()))
+    shards = [cached_file(reference, name, **kwargs) for name in names]
+    return [Path(shard) for shard in shards if shard is not None]
+
+
+def weights_beside(folder: str | os.PathLike) -> str | dict[str, str] | None:
+    """What `config.weights_sha256` says of the weights in a folder.
+
+    Returns:
+        SHA-256 of `model.safetensors`; for shards or variants a mapping of each file's name to its own; `None` if the
+        folder has no weights.
+    """
+    from transformers.utils import SAFE_WEIGHTS_NAME
+
+    files = sorted(path for path in Path(folder).glob("model*.safetensors") if WEIGHTS_NAME.fullmatch(path.name))
+    digests = {path.name: sha256_of(path) for path in files}
+    return digests.get(SAFE_WEIGHTS_NAME) if digests.keys() <= {SAFE_WEIGHTS_NAME} else digests
+
+
+def remove_replaced_weights(folder: str | os.PathLike) -> None:
+    """Remove the older of `model.safetensors` and the index of its shards, where a save left both.
+
+    transformers would go on loading the single file, although the shards are newer.
+    """
+    for index in Path(folder).glob("model.safetensors.index*.json"):
+        variant = index.name.removeprefix("model.safetensors.index").removesuffix(".json")
+        single = index.with_name(f"model{variant}.safetensors")
+        if single.exists():
+            min(single, index, key=lambda path: path.stat().st_mtime_ns).unlink()
+
+
+def check_readable(file: Path) -> None:
+    """Refuse a weights file that is no safetensors file, by the reason.
+
+    Reads its header, whose sizes must add up to the file's, and not the weights themselves.
+
+    Raises:
+        ValueError: If it is a pointer of Git LFS, or cut off or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with open(file, "rb") as opened:
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull` in its repository")
+    try:
+        with safe_open(file, "np"):
+            pass
+    except (SafetensorError, OverflowError) as error:
+        raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
+
+
+def verify_weights(reference: str | os.PathLike, files: list[Path], named: str | Mapping[str, str]) -> None:
+    """Compare weights with what the configuration says of them.
+
+    Args:
+        reference: The checkpoint, for the error.
+        files: What was loaded.
+        named: `config.weights_sha256`.
+
+    Raises:
+        ValueError: If a file is another one, or none is there.
+    """
+    if not files or (isinstance(named, str) and len(files) > 1):
         raise ValueError(
-            f"model.safetensors of {reference} is damaged or of another checkpoint: its SHA-256 is {found}, "
-            f"config.json says {sha256}"
+            f"`weights_sha256` in config.json of {reference} names other weights than the {len(files)} safetensors "
+            "files there: save the model again"
         )
+    for file in files:
+        found, expected = sha256_of(file), named if isinstance(named, str) else named.get(file.name)
+        if found != expected:
+            says = "does not name it" if expected is None else f"says {expected}"
+            raise ValueError(
+                f"{file.name} of {reference} is damaged or of another checkpoint: its SHA-256 is {found}, "
+                f"config.json {says}"
+            )

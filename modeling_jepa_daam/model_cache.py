@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from .modeling_jepa_daam import JepaDaamModel
 # (reference, revision, device, dtype) -> (state of the files, model)
 _models: dict[tuple, tuple[tuple, JepaDaamModel]] = {}
 _digests: dict[str, tuple[tuple, str]] = {}  # reference -> (state of the files, digest)
+_lock = threading.Lock()  # loading sets torch's and transformers' global state: one thread at a time
 
 
 def cached_model(reference: str, revision: str | None, device: str, dtype: str) -> JepaDaamModel:
@@ -33,11 +35,15 @@ def cached_model(reference: str, revision: str | None, device: str, dtype: str) 
     """
     key = (reference, revision, device, dtype)
     files = _state_of(reference)
-    if key not in _models or _models[key][0] != files:
-        _models.pop(key, None)
-        model = JepaDaamModel.from_pretrained(reference, revision=revision or "main", dtype=getattr(torch, dtype))
-        _models[key] = (files, model.eval().to(device=device))
-    return _models[key][1]
+    with _lock:
+        if key not in _models or _models[key][0] != files:
+            _models.pop(key, None)
+            with torch.device("cpu"):  # whatever the default device
+                model = JepaDaamModel.from_pretrained(
+                    reference, revision=revision or "main", dtype=getattr(torch, dtype)
+                )
+            _models[key] = (files, model.eval().to(device=device))
+        return _models[key][1]
 
 
 def codec_digest(reference: str, revision: str | None) -> str:
@@ -69,11 +75,13 @@ def _state_of(reference: str) -> tuple:
     return tuple(sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 
-def _use_one_thread() -> None:
+def _prepare_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
     torch.set_num_threads(1)
 
 
 # A forked worker (`datasets.map(num_proc=...)`) inherits OpenMP's books but not its threads: its first parallel loop
 # would wait for them for ever. One thread needs none; torch's DataLoader does the same in its workers.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_use_one_thread)
+    os.register_at_fork(after_in_child=_prepare_child)

@@ -53,9 +53,10 @@ def pack_indices(indices: Tensor, levels: Sequence[int]) -> Tensor:
     Deviation: the paper's recipe "right to left" (section 3.2.2) computes the reverse digit order and contradicts
     eq. 16 and its worked example (eq. 17-18), which hold here.
     """
-    _check_integers(indices, "indices")
+    check_integers(indices, "indices")
     if indices.ndim == 0 or indices.shape[-1] != len(levels):
         raise ValueError(f"`indices` must have a last axis of {len(levels)}, got shape {tuple(indices.shape)}")
+    indices = indices.long()  # unsigned types have no comparisons
     radices = torch.tensor(levels, device=indices.device)
     if ((indices < 0) | (indices >= radices)).any():
         raise ValueError(f"`indices` must lie in [0, level) for levels {tuple(levels)}")
@@ -78,8 +79,8 @@ def check_tokens(tokens: Tensor, levels: Sequence[int], group_size: int, name: s
         ValueError: If a frame has another number of tokens, or a token is out of its group's range.
         TypeError: If `tokens` are not integers.
     """
-    _check_integers(tokens, name)
-    sizes = group_vocabulary_sizes(levels, group_size)
+    check_integers(tokens, name)
+    tokens, sizes = tokens.long(), group_vocabulary_sizes(levels, group_size)  # unsigned types have no comparisons
     if tokens.ndim == 0 or tokens.shape[-1] != len(sizes):
         raise ValueError(f"`{name}` must have {len(sizes)} tokens a frame, got shape {tuple(tokens.shape)}")
     wrong = ((tokens < 0) | (tokens >= torch.tensor(sizes, device=tokens.device))).reshape(-1, len(sizes))
@@ -161,6 +162,7 @@ def unpack_frames(tokens: Tensor, levels: Sequence[int], group_size: int) -> Ten
     )
 
 
-def _check_integers(values: Tensor, name: str) -> None:
+def check_integers(values: Tensor, name: str) -> None:
+    """Refuse tensors that are not integers, by a `TypeError` that names the argument."""
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise TypeError(f"`{name}` must be integers, got {values.dtype}")

@@ -1,6 +1,7 @@
 """Stage 1: predict the target encoder's latents of hidden frames (Figure 1, eq. 10-11)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +10,15 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils import ModelOutput
 
+from .causal import CausalMemory
 from .conformer import ConformerBlock
 from .encoder import JepaDaamEncoder
 from .framing import stretch_mask, zero_padding
 from .masking import block_mask
 from .modeling_jepa_daam import JepaDaamPreTrainedModel
+from .precision import NARROW, without_float16_autocast
+from .vocoder_encoder import FeatureEncoder
+from .vocoder_features import SpectralFeatures
 
 MASK_TOKEN_STD = 0.02
 
@@ -85,21 +90,31 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
     `config.mask_position` says where frames are hidden: `"waveform"`, where visible frames know nothing of them;
     `"before_conformer"`, where they still share the reach of the convolutions and the gates' statistics; or
     `"after_encoder"` as printed in the paper, where visible frames have attended to hidden ones. The target encoder
-    sees everything, without dropout and without gradients; call `update_target()` after each optimizer step.
+    sees everything, without dropout and without gradients; call `update_target()` after each optimizer step. It stays
+    float32 in a model of another type: bfloat16 cannot hold the small steps of its average.
     """
 
     _auto_class = "AutoModelForPreTraining"
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^quantizer\.", r"^encoder\.transform\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\.", r"^quantizer\.", r"^encoder\.transform\.", r"^latent_projection\."
+    ]  # fmt: skip
     # A checkpoint without a target encoder starts with a copy of its encoder.
     _keys_to_ignore_on_load_missing = [r"^target_encoder\."]
+    _may_be_new = (r"^predictor\.", r"^mask_token$")
 
     def __init__(self, config):
         super().__init__(config)
-        self.encoder = JepaDaamEncoder(config, transform=False)
+        self.encoder = self._make_encoder()
         self.predictor = JepaDaamPredictor(config)
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
-        self.target_encoder = JepaDaamEncoder(config, transform=False).requires_grad_(False)
+        self.target_encoder = self._make_encoder().requires_grad_(False)
+        if config.feature_bands > 0:
+            self.spectral_features = SpectralFeatures(config).requires_grad_(False)
         self.post_init()
+
+    def _make_encoder(self) -> Any:
+        causal = self.config.feature_bands > 0
+        return FeatureEncoder(self.config) if causal else JepaDaamEncoder(self.config, transform=False)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -130,11 +145,16 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             decay: tau; `config.ema_decay` if `None`.
 
         Raises:
-            ValueError: If the decay lies outside [0, 1].
+            ValueError: If the decay lies outside [0, 1], or the target encoder is narrower than float32.
         """
         decay = self.config.ema_decay if decay is None else decay
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"`decay` must lie in [0, 1], got {decay}")
+        for name, target in self.target_encoder.named_parameters():
+            if target.dtype in NARROW:
+                raise ValueError(
+                    f"`target_encoder` must be float32 to follow small steps, got {target.dtype} in {name}"
+                )
         for target, online in zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True):
             target.lerp_(online.to(target.dtype), 1.0 - decay)
         for target_buffer, buffer in zip(self.target_encoder.buffers(), self.encoder.buffers(), strict=True):
@@ -147,6 +167,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
         context_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         return_dict: bool | None = None,
+        return_loss: bool = True,
     ) -> JepaDaamForPreTrainingOutput | tuple:
         """Predict hidden frames and return the loss.
 
@@ -156,6 +177,7 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
             context_mask: `(batch, frames)`, bool, true at visible frames; drawn as in section 2.1 if `None`.
             generator: Source of the drawn mask's randomness, on CPU; torch's default if `None`.
             return_dict: `False` for a plain tuple.
+            return_loss: Whether to compute the loss. By this name `Trainer` knows that it needs no labels.
 
         Raises:
             ValueError: If a shape is wrong, the mask is not padded on the right, or samples are not finite or
@@ -177,24 +199,35 @@ class JepaDaamForPreTraining(JepaDaamPreTrainedModel):
                 f"`context_mask` must be a tensor of shape (batch, frames) = {tuple(frame_mask.shape)}, "
                 f"got {getattr(context_mask, 'shape', type(context_mask).__name__)}"
             )
-        context_mask = context_mask.bool().to(self.device)
+        context_mask = context_mask.bool().to(input_values.device)
         valid = None if padding_mask is None else frame_mask
         place = self.config.mask_position
 
-        heard = input_values
-        if place == "waveform":
-            heard = zero_padding(input_values, stretch_mask(context_mask, self.config.hop_length))
-        frames = self.encoder.extract_frames(heard, valid)
-        if place != "after_encoder":
-            frames = self._hide(frames, context_mask)
-        latents = self.encoder.mix_frames(frames, valid)
+        # A causal encoder reads features, and no padding on the right reaches valid frames.
+        inputs, factor = input_values, self.config.hop_length
+        causal = isinstance(self.encoder, FeatureEncoder)
+        if causal:
+            margin = self.spectral_features.margin
+            with torch.no_grad():
+                inputs = self.spectral_features(F.pad(input_values[:, 0], (margin, margin)))
+            factor = self.config.patch_size
+        inputs = self._encoder_input(inputs, self.encoder)
+        shown = zero_padding(inputs, stretch_mask(context_mask, factor)) if place == "waveform" else inputs
+        past = CausalMemory() if causal else valid  # what a layer takes beside its input
+        with without_float16_autocast(input_values.device.type):
+            frames = self.encoder.extract_frames(shown, past)
+            frames = frames.hidden if causal else frames
+            if place != "after_encoder":
+                frames = self._hide(frames, context_mask)
+            latents = self.encoder.mix_frames(frames, past)
+            with torch.no_grad():
+                seen = self._encoder_input(inputs, self.target_encoder)
+                targets = self.target_encoder(seen).hidden if causal else self.target_encoder(seen, valid)
         context = self._hide(latents, context_mask) if place == "after_encoder" else latents
-        predictions = self.predictor(context, valid)
-        with torch.no_grad():
-            targets = self.target_encoder(input_values, valid)
+        predictions = self.predictor(context.to(self.mask_token.dtype), valid)
 
         output = JepaDaamForPreTrainingOutput(
-            loss=masked_prediction_loss(predictions, targets, frame_mask & ~context_mask),
+            loss=masked_prediction_loss(predictions, targets, frame_mask & ~context_mask) if return_loss else None,
             predictions=predictions,
             targets=targets,
             context_mask=context_mask,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .istft_head import OVERLAP, inverse_stft
 from .pitch import finest_dtype
 from .stft_front_end import stft
-from .transform_path import log_magnitudes
+from .vocoder_envelope import log_magnitudes
 
 HIGHEST_HARMONIC = 0.36  # of the sampling rate: above, the noise is enough
 NOISE_SAMPLES, NOISE_SEED = 1 << 16, 0
@@ -52,7 +52,9 @@ class SourceFilterHead(nn.Module):
 
     noise: Tensor
 
-    def __init__(self, channels: int, hop_length: int, sampling_rate: int, num_spectra: int = 1):
+    def __init__(
+        self, channels: int, hop_length: int, sampling_rate: int, num_spectra: int = 1, dynamic_share: bool = False
+    ):
         super().__init__()
         self.hop_length, self.sampling_rate, self.num_spectra = hop_length // num_spectra, sampling_rate, num_spectra
         self.register_buffer("noise", torch.from_numpy(white_noise().copy()))
@@ -60,6 +62,7 @@ class SourceFilterHead(nn.Module):
         bins = self.fft_size // 2 + 1
         self.project = nn.Conv1d(channels, num_spectra * bins, kernel_size=1)
         self.share = nn.Parameter(torch.zeros(bins, 1))  # of harmonics in a voice, as a logit
+        self.project_share = nn.Conv1d(channels, num_spectra * bins, kernel_size=1) if dynamic_share else None
 
     def forward(self, x: Tensor, mask: Tensor | None, sources: Sources) -> Tensor:
         """Shape the sources.
@@ -74,11 +77,11 @@ class SourceFilterHead(nn.Module):
             gradient.
         """
         voice, noise, voiced = sources
-        loudness = self.project(x).to(voiced.dtype)
-        loudness = loudness.unflatten(1, (self.num_spectra, -1)).permute(0, 2, 3, 1).flatten(2)  # (B, bins, spectra)
+        loudness = self._by_bins(self.project(x)).to(voiced.dtype)
+        logit = self.share if self.project_share is None else self.share + self._by_bins(self.project_share(x))
         mask = None if mask is None else mask.repeat_interleave(self.num_spectra, dim=-1)
         with torch.autocast(x.device.type, enabled=False):
-            share = (self.share.to(voiced.dtype).sigmoid() * voiced).clamp(1e-8, 1.0 - 1e-6)  # roots with a gradient
+            share = (logit.to(voiced.dtype).sigmoid() * voiced).clamp(1e-8, 1.0 - 1e-6)  # roots with a gradient
             mixed = share[:, None].sqrt() * voice + (1.0 - share)[:, None].sqrt() * noise
             # A bound with a gradient. Loudness is that in a window of four features; in a shorter one there is less.
             loudest = MAX_LOG_MAGNITUDE - 0.5 * math.log(self.num_spectra)
@@ -87,6 +90,10 @@ class SourceFilterHead(nn.Module):
             spectrum = torch.complex(filtered[:, 0], filtered[:, 1])
             waveform = inverse_stft(spectrum, self.hop_length, mask).to(self.project.weight.dtype)
         return waveform if self.training else waveform.clamp(-1.0, 1.0)
+
+    def _by_bins(self, projected: Tensor) -> Tensor:
+        """`(batch, spectra of a feature * bins, frames)` -> `(batch, bins, spectra)`."""
+        return projected.unflatten(1, (self.num_spectra, -1)).permute(0, 2, 3, 1).flatten(2)
 
     def spectra(self, pitch: Tensor, voiced: Tensor, latents: Tensor, frame_mask: Tensor | None) -> Sources:
         """Spectra of harmonics and of noise, of equal power, and how much of a voice there is.

@@ -1,28 +1,28 @@
 """The tokenizer: audio to ids of a 16384-entry vocabulary and back, with the interface of any Hub tokenizer."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
+from transformers.tokenization_utils_base import LARGE_INTEGER, TOKENIZER_CONFIG_FILE
 from transformers.utils import cached_file
 
 from .audio import check_sampling_rate, file_source, load_audio, read_blocks, to_numpy
 from .configuration_jepa_daam import MAX_SIZE, JepaDaamConfig
 from .decode_stream import AudioDecodeStream
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
-from .files import check_files, read_json_object
+from .files import check_json, check_readable, read_json_object, weight_files, write_json
 from .framing import check_integer, num_frames
 from .model_cache import cached_model, codec_digest
 from .modeling_jepa_daam import JepaDaamModel
 from .packing import check_tokens, group_levels, group_vocabulary_sizes, pack_frames, repeat_levels, unpack_frames
-from .salience import GateRecorder, recorded_gates
 from .streaming import AudioTokenStream
 
 TOKEN_PATTERN = re.compile(r"<\|audio_(0|[1-9][0-9]*)\|>")
@@ -30,7 +30,11 @@ HUB_ARGUMENTS = {"cache_dir", "force_download", "local_files_only", "token"}  # 
 AUDIO_START, AUDIO_END = "<|audio_start|>", "<|audio_end|>"
 DTYPES = ("float32", "bfloat16", "float16")
 AUDIO_COLUMNS = ("audio", "path", "file", "audio_filepath")  # of a dataset, where nobody says which; the first it has
+PCM_TYPES = {"uint8": np.uint8, "int8": np.int8, "int16": np.int16, "int32": np.int32}  # names as of Arrow
+LOCAL_CODEC_FILE = "_codec.json"  # the underscore keeps it out of what `Trainer` pushes
 MAX_PENDING_S = 600  # seconds of recordings that are in memory at once, of a batch of any size
+
+_rendering: ContextVar[bool] = ContextVar("rendering_a_chat", default=False)
 
 
 class JepaAudioTokenizer(PreTrainedTokenizer):
@@ -323,8 +327,15 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         assert file is not None  # it raises where there is none
         _check_settings(file, read_json_object(file))
         if os.path.isdir(path):
-            check_files(path)
+            check_json(path)
+            for weights in weight_files(path) if _holds_codec(path) else ():
+                check_readable(weights)
         tokenizer = super().from_pretrained(path, *args, revision=revision, **kwargs)
+        local = os.path.join(path, LOCAL_CODEC_FILE)
+        if tokenizer.codec is None and os.path.isdir(path) and os.path.isfile(local):
+            tokenizer.codec = read_json_object(local).get("codec")
+            if not isinstance(tokenizer.codec, str):
+                raise ValueError(f"{local} is damaged: `codec` must be a path, got {tokenizer.codec!r}")
         if tokenizer.codec is None and revision != "main":
             tokenizer.codec_revision = revision
         if os.path.isdir(tokenizer.codec_reference):
@@ -334,20 +345,26 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     def save_pretrained(self, save_directory, legacy_format=None, filename_prefix=None, push_to_hub=False, **kwargs):
         """Save the tokenizer; a folder without a jepa-daam model gets a reference to where the model lies.
 
-        What is pushed to the Hub refers to a model on the Hub, or to the one in its own repository; never to a folder
-        of this machine.
+        A model on the Hub is named in `tokenizer_config.json`. The path of a folder of this machine goes to a file of
+        its own, `_codec.json`, which no push of transformers uploads: what is published refers to a model on the Hub,
+        or to the one in its own repository.
         """
-        codec = self.codec
+        codec, local = self.codec, Path(save_directory) / LOCAL_CODEC_FILE
         if _holds_codec(save_directory):
             self.codec = None
         elif self.codec is None:
             self.codec = self.name_or_path or None
-        if (push_to_hub or self._publishing) and self.codec is not None and os.path.isdir(self.codec):
-            self.codec = None
+        folder = None
+        if self.codec is not None and _is_path(self.codec):
+            folder, self.codec = os.path.abspath(self.codec), None
+        local.unlink(missing_ok=True)
         try:
-            return super().save_pretrained(save_directory, legacy_format, filename_prefix, push_to_hub, **kwargs)
+            files = super().save_pretrained(save_directory, legacy_format, filename_prefix, push_to_hub, **kwargs)
         finally:
             self.codec = codec
+        if folder is not None and not self._publishing:
+            write_json(local, {"codec": folder})
+        return files
 
     def push_to_hub(self, *args, **kwargs):
         """Push the tokenizer to the Hub; see `save_pretrained`."""
@@ -367,7 +384,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         text: str | list[str] | None = None,
         add_special_tokens: bool = False,
         padding: bool | str = False,
-        truncation: bool = False,
+        truncation: bool | str = False,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
@@ -384,8 +401,10 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             text: In place of `audio`: the string form of token sequences.
             add_special_tokens: Whether to put each sequence between `bos` and `eos`.
             padding: As of any tokenizer: `True`, `"longest"`, `"max_length"` or `False`.
-            truncation: Whether to cut sequences to `max_length` tokens, whole frames only.
-            max_length: Tokens for truncation and for padding to `"max_length"`.
+            truncation: Whether to cut sequences to `max_length` tokens, whole frames only, at the `truncation_side`:
+                `True`, `"longest_first"` or `"only_first"`; `False` or `"do_not_truncate"`.
+            max_length: Tokens for truncation and for padding to `"max_length"`; if `None`, `model_max_length`, where
+                the tokenizer has one.
             pad_to_multiple_of: Pad to a multiple of so many tokens.
             padding_side: `"right"` or `"left"`; the tokenizer's own if `None`.
             return_attention_mask: Whether to return the mask; yes if `None`.
@@ -398,7 +417,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
 
         Raises:
             ValueError: If a recording is empty, unreadable, not finite or of a wrong shape, or its rate is missing;
-                if `max_length` holds no whole frame.
+                if `truncation` is unknown, or `max_length` is missing or holds no whole frame.
             TypeError: If a recording is of no known kind, or an argument is unknown.
             FileNotFoundError: If a path names no file.
         """
@@ -410,6 +429,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             "return_attention_mask": return_attention_mask,
             "return_tensors": return_tensors,
         }
+        if _rendering.get():  # `apply_chat_template` passes its text as the first argument
+            audio, text = None, audio
         if text is not None:
             if audio is not None:
                 raise ValueError("`audio` and `text` cannot both be given")
@@ -426,9 +447,14 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             check_integer(pad_to_multiple_of, "pad_to_multiple_of")
         if max_length is not None:
             check_integer(max_length, "max_length")
-        elif truncation:
-            raise ValueError("`max_length` must be given with `truncation=True`")
-        room = None if not truncation or max_length is None else max_length - 2 * bool(add_special_tokens)
+        cut = _cuts(truncation)
+        if cut and max_length is None:
+            if self.model_max_length > LARGE_INTEGER:
+                raise ValueError(
+                    f"`max_length` must be given with `truncation={truncation!r}`: there is no longest input"
+                )
+            max_length = self.model_max_length
+        room = max_length - 2 * bool(add_special_tokens) if cut and max_length is not None else None
         if room is not None and room < self.tokens_per_frame:
             raise ValueError(
                 f"`max_length` must hold a frame of {self.tokens_per_frame} tokens"
@@ -438,31 +464,53 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         single = len(batch) == 1 and batch[0] is audio
         sequences = [ids for ids, _, _ in self._encode_batch(batch, [sampling_rate] * len(batch))]
         if room is not None:
-            sequences = [ids[: room - room % self.tokens_per_frame] for ids in sequences]
+            kept = room - room % self.tokens_per_frame
+            side = slice(-kept, None) if self.truncation_side == "left" else slice(kept)
+            sequences = [ids[side] for ids in sequences]
         if add_special_tokens:
             sequences = [self.build_inputs_with_special_tokens(ids) for ids in sequences]
         encoding: dict[str, Any] = {"input_ids": sequences[0] if single and return_tensors is None else sequences}
         return self.pad(encoding, **padding_arguments)
 
+    def apply_chat_template(self, *args, **kwargs):
+        """As of any tokenizer; the rendered chat must be made of audio tokens and special tokens.
+
+        Raises:
+            ValueError: If it has other text: `add_audio_tokens` extends a tokenizer of text by audio tokens.
+        """
+        token = _rendering.set(True)
+        try:
+            return super().apply_chat_template(*args, **kwargs)
+        finally:
+            _rendering.reset(token)
+
     @torch.inference_mode()
     def _encode_batch(
-        self, batch: list, sampling_rates: Sequence[int | None], place: str = "", salience: bool = False
+        self,
+        batch: list,
+        sampling_rates: Sequence[int | None],
+        place: str = "",
+        salience: bool = False,
+        reasons: list[str | None] | None = None,
     ) -> list[tuple[list[int], int, np.ndarray | None]]:
         """Ids, number of samples and salience, if wanted, of each recording.
 
-        `place` begins what is said of a recording that cannot be read.
+        `place` begins the error of a recording that cannot be read; if `reasons` is a list, errors go there instead.
         """
         encoded: list[tuple[list[int], int, np.ndarray | None]] = [([], 0, None) for _ in batch]
         pending: dict[int, Tensor] = {}
 
-        def taken(gates: GateRecorder | None, ids: list[int]) -> np.ndarray | None:
-            return None if gates is None else gates.take(len(ids) // self.tokens_per_frame).numpy()
-
         def encode_pending() -> None:
-            with recorded_gates(self.model, salience) as gates:
-                sequences = self.model.waveforms_to_ids(list(pending.values()))
-            for position, ids in zip(pending, sequences, strict=True):
-                encoded[position] = (ids, len(pending[position]), taken(gates, ids))
+            if not pending:
+                return
+            waveforms, saliences = list(pending.values()), None
+            if salience:
+                sequences, saliences = self.model.waveforms_to_ids_with_salience(waveforms)
+            else:
+                sequences = self.model.waveforms_to_ids(waveforms)
+            for number, (position, ids) in enumerate(zip(pending, sequences, strict=True)):
+                frames = None if saliences is None else saliences[number].numpy()
+                encoded[position] = (ids, len(pending[position]), frames)
             pending.clear()
 
         on_cpu = torch.device(self._device).type == "cpu"
@@ -470,12 +518,13 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             try:
                 source = file_source(audio)
                 if source is not None and on_cpu:
-                    with recorded_gates(self.model, salience) as gates:
-                        ids, num_samples = self.encode_file(source)
-                    encoded[position] = (ids, num_samples, taken(gates, ids))
+                    encoded[position] = self._encode_file(source, salience)
                 else:
                     pending[position] = torch.from_numpy(load_audio(audio, sampling_rate, self.sampling_rate))
             except (ValueError, TypeError, FileNotFoundError) as error:
+                if reasons is not None:
+                    reasons[position] = str(error)
+                    continue
                 if not place:
                     raise
                 kind = next(kind for kind in (ValueError, TypeError, FileNotFoundError) if isinstance(error, kind))
@@ -485,11 +534,13 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         encode_pending()
         return encoded
 
-    def encode_file(self, source: Any) -> tuple[list[int], int]:
+    def encode_file(self, source: Any, on_truncated: Callable[[str], None] | None = None) -> tuple[list[int], int]:
         """Tokenize an audio file block by block: hours of it fit in memory.
 
         Args:
-            source: Path or bytes of a file of any format that libsndfile reads.
+            source: Path, bytes or open binary file, of a format that `audio.read_blocks` reads.
+            on_truncated: A file that ends before its header says is refused, unless this is given: then what there is
+                of it is tokenized, and this is called with what is missing.
 
         Returns:
             Ids, frame by frame, and the recording's length in samples at `sampling_rate`.
@@ -498,10 +549,16 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is no audio, is damaged or holds no samples.
         """
-        stream, ids = self.stream(self.sampling_rate), []
-        for block in read_blocks(source, self.sampling_rate):
+        return self._encode_file(source, salience=False, on_truncated=on_truncated)[:2]
+
+    def _encode_file(
+        self, source: Any, salience: bool, on_truncated: Callable[[str], None] | None = None
+    ) -> tuple[list[int], int, np.ndarray | None]:
+        stream, ids = AudioTokenStream(self, self.sampling_rate, salience), []
+        for block in read_blocks(source, self.sampling_rate, on_truncated=on_truncated):
             ids += stream.push(block)
-        return ids + stream.close(), stream.num_samples
+        ids += stream.close()
+        return ids, stream.num_samples, stream.salience() if salience else None
 
     def stream(self, sampling_rate: int) -> AudioTokenStream:
         """A stream that takes samples as they come and gives the tokens that became final.
@@ -520,7 +577,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
 
         Returns:
             `(frames, gates)`, float32, positive, one value for every gate of the encoder in signal order: the mean
-            over the frame of each (see `GateRecorder`); a list of them for a batch.
+            over the frame of each; a list of them for a batch.
 
         Raises:
             ValueError: If the model has no gates, or as `__call__`.
@@ -538,10 +595,12 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     def tokenize_batch(self) -> Callable[..., dict[str, list]]:
         """The function to map over a `datasets` dataset: `dataset.map(tokenizer.tokenize_batch, batched=True, ...)`.
 
-        It takes a batch of rows and `audio_column`, `sampling_rate`, `salience` (all through `fn_kwargs`, all may be
-        missing) and returns columns `input_ids` and `num_samples` (length at the model's rate), whose types are
-        `features`; with `salience=True` a column `salience`, too, as the method of this name has it, and
-        `salience_features`.
+        It takes a batch of rows and `audio_column`, `sampling_rate`, `salience`, `on_error` (all through `fn_kwargs`,
+        all may be missing) and returns columns `input_ids` and `num_samples` (length at the model's rate); with
+        `salience=True` a column `salience`, too, as the method of this name has it. Their types are
+        `features_beside(dataset, ...)`, or `features` and `salience_features` where no other column is kept.
+        A recording that cannot be read ends the map by an error; with `on_error="null"` its columns are null, and a
+        column `reason` says why.
         The audio may be anything that `__call__` takes. A column of type `Audio` is not decoded by `datasets`, so that
         no torchcodec is needed; streams need `cast_column(column, Audio(decode=False))` for that.
 
@@ -557,6 +616,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         audio_column: str | None = None,
         sampling_rate: int | None = None,
         salience: bool = False,
+        on_error: str = "raise",
     ) -> dict[str, list]:
         """Tokenize rows of a dataset; see `tokenize_batch`.
 
@@ -565,12 +625,15 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             audio_column: The column with the recordings; if `None`, the first of `AUDIO_COLUMNS` that is there.
             sampling_rate: Rate (Hz) of arrays; if `None`, that of a column `sampling_rate`, if there is one.
             salience: Whether to add the column `salience`, `(frames, gates)` a row.
+            on_error: `"raise"`, or `"null"` for null values and a column `reason`, the error or null, of recordings
+                that cannot be read.
 
         Raises:
             ValueError: If there is no such column, or a recording cannot be read: names its place in the batch; if
-                `salience` is wanted of a model without gates.
+                `salience` is wanted of a model without gates; if `on_error` is something else.
             TypeError: If `batch` is no mapping.
         """
+        _check_on_error(on_error)
         if not isinstance(batch, Mapping):
             raise TypeError(f"`batch` must be columns by name (`batched=True`), got {type(batch).__name__}")
         column = audio_column or next((name for name in AUDIO_COLUMNS if name in batch), None)
@@ -584,13 +647,19 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
             rates = [check_sampling_rate(rate) for rate in batch["sampling_rate"]]
         else:
             rates *= len(recordings)
-        encoded = self._encode_batch(recordings, rates, f"`batch`: recording {{}} of column {column}: ", salience)
+        reasons: list[str | None] | None = None if on_error == "raise" else [None] * len(recordings)
+        place = f"`batch`: recording {{}} of column {column}: "
+        encoded = self._encode_batch(recordings, rates, place, salience, reasons)
         columns: dict[str, list] = {
             "input_ids": [ids for ids, _, _ in encoded],
             "num_samples": [length for _, length, _ in encoded],
         }
         if salience:
             columns["salience"] = [frames for _, _, frames in encoded]
+        if reasons is not None:
+            for values in columns.values():
+                values[:] = [value if reason is None else None for value, reason in zip(values, reasons, strict=True)]
+            columns["reason"] = list(reasons)
         return columns
 
     @property
@@ -611,7 +680,39 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         """
         return self._features(salience=True)
 
-    def _features(self, salience: bool):
+    def features_beside(
+        self,
+        dataset: Any,
+        remove_columns: str | Sequence[str] = (),
+        salience: bool = False,
+        on_error: str = "raise",
+    ):
+        """Types of all columns of a map of `tokenize_batch` that keeps some columns of the dataset.
+
+        Args:
+            dataset: A `datasets` dataset, or its `features`.
+            remove_columns: As of the map: columns that are not kept.
+            salience: As of the map's `fn_kwargs`.
+            on_error: As of the map's `fn_kwargs`.
+
+        Returns:
+            `datasets.Features`, for `dataset.map(tokenizer.tokenize_batch, features=...)`.
+
+        Raises:
+            ValueError: If the dataset has no such column, or does not know its columns (a stream may not).
+            ImportError: If datasets is not installed.
+        """
+        _check_on_error(on_error)
+        kept = getattr(dataset, "features", dataset)
+        if not isinstance(kept, Mapping):
+            raise ValueError(f"`dataset` must have `features`, got {type(dataset).__name__} with {kept!r}")
+        removed = [remove_columns] if isinstance(remove_columns, str) else list(remove_columns)
+        if unknown := [name for name in removed if name not in kept]:
+            raise ValueError(f"`remove_columns`: no column {', '.join(unknown)}, only {', '.join(kept)}")
+        made = self._features(salience, on_error)
+        return type(made)({name: kind for name, kind in kept.items() if name not in removed} | dict(made))
+
+    def _features(self, salience: bool, on_error: str = "raise"):
         try:
             from datasets import Features, List, Value
         except ImportError as error:
@@ -620,6 +721,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         columns = {"input_ids": List(Value(f"uint{bits}")), "num_samples": Value("int64")}
         if salience:
             columns["salience"] = List(List(Value("float32")))
+        if on_error == "null":
+            columns["reason"] = Value("string")
         return Features(columns)
 
     # Ids to audio
@@ -704,8 +807,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
     def audio_ids(self, input_ids: Any) -> list[int]:
         """One sequence (list, array or tensor, not empty) without its special tokens; ids are not checked further."""
         ids = _integers(input_ids, "input_ids")
-        special = torch.tensor([i for i in self._added_tokens_decoder if i >= self.vocab_size], dtype=torch.int64)
-        return ids[~torch.isin(ids, special)].tolist()
+        special = [i for i in self._added_tokens_decoder if i >= self.vocab_size]
+        return ids[~torch.isin(ids, torch.tensor(special, dtype=torch.int64, device="cpu"))].tolist()
 
     def frames(self, input_ids: Any) -> Tensor:
         """One sequence without its special tokens as frames.
@@ -721,7 +824,7 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
                 number of frames.
             TypeError: If ids are not integers.
         """
-        ids = torch.tensor(self.audio_ids(input_ids), dtype=torch.int64)
+        ids = torch.tensor(self.audio_ids(input_ids), dtype=torch.int64, device="cpu")
         if len(ids) == 0 or len(ids) % self.tokens_per_frame:
             raise ValueError(
                 f"`input_ids` must be a whole number of frames of {self.tokens_per_frame} tokens, got {len(ids)}"
@@ -767,6 +870,22 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         return unpack_frames(frames, self.levels, self.group_size).numpy()
 
 
+def _cuts(truncation: bool | str) -> bool:
+    """Whether a `truncation` argument cuts a single sequence."""
+    named = {"longest_first": True, "only_first": True, "do_not_truncate": False}
+    if isinstance(truncation, bool):
+        return truncation
+    name = getattr(truncation, "value", truncation)
+    if name not in named:
+        raise ValueError(f"`truncation` must be a bool or one of {', '.join(named)}, got {truncation!r}")
+    return named[name]
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "null"):
+        raise ValueError(f"`on_error` must be 'raise' or 'null', got {on_error!r}")
+
+
 def _undecoded(batch: Mapping[str, Any], column: str) -> list:
     """A column's recordings; files as they lie in the table, before `datasets` would decode them."""
     table = getattr(batch, "pa_table", None)  # of a batch that `datasets` formats on access
@@ -774,6 +893,9 @@ def _undecoded(batch: Mapping[str, Any], column: str) -> list:
         stored = table.column(column)
         if {field.name for field in getattr(stored.type, "fields", ())} == {"bytes", "path"}:
             return [_opened(row) for row in stored.to_pylist()]
+        width = PCM_TYPES.get(str(getattr(stored.type, "value_type", "")))
+        if width is not None:  # a list of Python's integers would no longer say how loud they are
+            return [None if row is None else np.array(row, width) for row in stored.to_pylist()]
     return [_opened(row) for row in batch[column]]
 
 
@@ -806,10 +928,7 @@ def _integers(values: Any, name: str, max_ndim: int = 1) -> Tensor:
 def _holds_codec(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a model of this package (and not, say, a language model that was trained on its ids)."""
     config = os.path.join(os.fspath(folder), "config.json")
-    if not os.path.isfile(config):
-        return False
-    with open(config, encoding="utf-8") as file:
-        return json.load(file).get("model_type") == JepaDaamConfig.model_type
+    return os.path.isfile(config) and read_json_object(config).get("model_type") == JepaDaamConfig.model_type
 
 
 def _check_settings(file: str, settings: dict) -> None:
@@ -827,6 +946,11 @@ def _check_settings(file: str, settings: dict) -> None:
     for name in ("pad_token", "bos_token", "eos_token"):
         if not isinstance(settings.get(name), (str, dict, type(None))):
             raise ValueError(f"{file} is damaged: `{name}` must be a text, got {settings[name]!r}")
+
+
+def _is_path(codec: str) -> bool:
+    """Whether a reference to a model is a path of this machine, and not a Hub id."""
+    return os.path.isdir(codec) or os.path.isabs(codec) or codec.startswith((".", "~")) or "\\" in codec
 
 
 def _short(values: tuple) -> str:

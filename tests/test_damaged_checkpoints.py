@@ -45,7 +45,9 @@ def test_damaged_weights_are_refused_by_name(folder, damage):
     weights = folder / "model.safetensors"
     weights.write_bytes(damage(weights.read_bytes()))
     for load in (JepaDaamModel.from_pretrained, AutoModel.from_pretrained, JepaAudioTokenizer.from_pretrained):
-        with pytest.raises(ValueError, match=r"model.safetensors is damaged: "):
+        with pytest.raises(
+            ValueError, match=r"model.safetensors is (damaged or not a safetensors file: |a pointer of Git LFS)"
+        ):
             load(folder)
 
 
@@ -129,6 +131,15 @@ def test_what_transformers_lacks_for_a_checkpoint_is_a_message(folder, tmp_path)
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2, done.output
     assert "ImportError: Using `bitsandbytes`" in done.output
+
+
+@pytest.mark.parametrize("index", [NESTED, b"{}", b'{"weight_map": 5}', b'{"weight_map": {"a": 5}}'])
+def test_a_damaged_index_of_shards_is_refused_by_name(folder, index):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_bytes(index)
+    for load in (JepaDaamModel.from_pretrained, JepaAudioTokenizer.from_pretrained):
+        with pytest.raises(ValueError, match="model.safetensors.index.json is damaged: "):
+            load(folder)
 
 
 def edit(file: Path, **changes) -> None:

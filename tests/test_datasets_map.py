@@ -182,3 +182,58 @@ def test_a_column_by_another_name(tiny_tokenizer, waveforms, expected):
         tiny_tokenizer.tokenize_batch, batched=True, fn_kwargs={"audio_column": "speech"}, remove_columns="speech"
     )
     assert mapped[:] == expected
+
+
+@pytest.mark.parametrize("salience", [False, True])
+def test_types_beside_columns_that_are_kept(tiny_tokenizer, waveforms, expected, salience):
+    dataset = Dataset.from_dict({"audio": [wav(samples) for samples in waveforms], "text": list("abcde")})
+    for removed in ([], "audio", ["text", "audio"]):
+        features = tiny_tokenizer.features_beside(dataset, removed, salience)
+        mapped = dataset.map(
+            tiny_tokenizer.tokenize_batch,
+            batched=True,
+            remove_columns=removed,
+            features=features,
+            fn_kwargs={"salience": salience},
+        )
+        assert mapped.features == features
+        assert mapped["input_ids"][:] == expected["input_ids"]
+        assert mapped.data.column("input_ids").type.value_type == pa.uint16()
+        assert ("text" in mapped.column_names) == ("text" not in removed)
+    with pytest.raises(ValueError, match="`remove_columns`: no column speech, only audio, text"):
+        tiny_tokenizer.features_beside(dataset, "speech")
+    with pytest.raises(ValueError, match="`dataset` must have `features`, got list"):
+        tiny_tokenizer.features_beside([])
+
+
+def test_bad_files_are_null_with_their_reason(tiny_tokenizer, waveforms, expected, tmp_path):
+    rows = [
+        wav(waveforms[0]),
+        b"no sound",
+        wav(waveforms[1]),
+        str(tmp_path / "gone.wav").encode(),
+        wav(waveforms[2])[:60],
+    ]
+    dataset = Dataset.from_dict({"audio": rows, "text": list("abcde")})
+    settings = {"on_error": "null", "salience": True}
+    mapped = dataset.map(
+        tiny_tokenizer.tokenize_batch,
+        batched=True,
+        batch_size=2,
+        remove_columns="audio",
+        features=tiny_tokenizer.features_beside(dataset, "audio", **settings),
+        fn_kwargs=settings,
+    )
+    good = [0, 2]
+    for place, row in enumerate(mapped):
+        if place in good:
+            assert row["input_ids"] == expected["input_ids"][good.index(place)]
+            assert row["reason"] is None
+        else:
+            assert (row["input_ids"], row["num_samples"], row["salience"]) == (None, None, None)
+            assert "cannot read audio bytes" in row["reason"]
+    assert mapped["text"][:] == list("abcde")
+    missing = tiny_tokenizer.tokenize_batch({"path": [str(tmp_path / "gone.wav")]}, on_error="null")
+    assert "gone.wav" in missing["reason"][0]
+    with pytest.raises(ValueError, match="`on_error` must be 'raise' or 'null', got 'skip'"):
+        tiny_tokenizer.tokenize_batch({"audio": []}, on_error="skip")

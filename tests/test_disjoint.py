@@ -78,6 +78,31 @@ def test_the_same_speaker_is_found_in_tar_files_with_other_recordings(tmp_path, 
     assert result.exit_code == 0, "the same number in another corpus is another speaker"
 
 
+def test_a_lossy_copy_is_found_by_its_sound(tmp_path, compare):
+    samples, rate = soundfile.read(SPEECH, dtype="float32")
+    evaluated = tmp_path / "eval"
+    evaluated.mkdir()
+    soundfile.write(evaluated / "copy.ogg", 0.3 * samples[8000:], rate, subtype="VORBIS")
+    training = tmp_path / "training"
+    training.mkdir()
+    shutil.copy(SPEECH, training / "0001.flac")
+    result, _ = compare(training, evaluated)
+    assert result.exit_code == 1
+    assert "overlap: recording copy.ogg sounds like" in result.output
+
+
+def test_the_same_voice_in_two_languages_of_a_corpus_is_found(tmp_path, compare):
+    """Asterisk's English and Spanish sounds have one speaker, and their sources have names that differ."""
+    content = next((AUDIO / "librispeech" / "1998").rglob("*.flac")).read_bytes()
+    name = "asterisk_es/asterisk_es_allison/a"
+    sidecar = json.dumps({"source": "asterisk_es", "speaker": "asterisk_es_allison"}).encode()
+    tar = write_tar(tmp_path / "train.tar", {f"{name}.flac": content, f"{name}.json": sidecar})
+    row = {"file": str(SPEECH), "speaker": "asterisk8k_allison", "source": "asterisk8k"}
+    result, _ = compare(tar, write_manifest(tmp_path / "eval.jsonl", row))
+    assert result.exit_code == 1
+    assert "overlap: speaker allison of asterisk" in result.output
+
+
 def test_a_speaker_of_an_unknown_corpus_is_held_against_all(tmp_path, compare):
     """LibriLight's folders say who speaks, but not in which corpus."""
     row = {"file": str(SPEECH), "speaker": "librispeech_2414", "source": "librispeech"}

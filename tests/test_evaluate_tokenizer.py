@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from modeling_jepa_daam import JepaDaamConfig, make_untrained_checkpoint
 from modeling_jepa_daam.cli import app as jepa_audio
 from tests.conftest import SPEECH, TINY
 from training.evaluate_tokenizer import (
+    Evaluator,
     Judging,
     Results,
     common_settings,
@@ -146,6 +148,57 @@ def test_figures_of_another_recording_of_that_name_are_not_taken(recordings, tmp
     assert after["seconds"] != before["seconds"]
     (told,), _ = evaluate_systems([replace(first, fields={"set": "other"})], systems, tmp_path / "out", NO_JUDGES, 0)
     assert told["recording"]["set"] == "other"
+
+
+class Reader:
+    """A judge of words in one language."""
+
+    def __init__(self, language):
+        self.language = language
+
+    def __call__(self, original, reconstructed, sampling_rate, text=None):
+        return {f"read_in_{self.language}": text}
+
+
+@pytest.mark.parametrize(
+    ("fields", "read"),
+    [
+        ({"text": "so", "language": "en-US"}, {"read_in_en": "so", "read_in_None": "so"}),
+        ({"text": "zo", "language": "nl"}, {"read_in_nl": "zo", "read_in_None": "zo"}),
+        ({"text": "zo"}, {"read_in_nl": "zo", "read_in_None": "zo"}),
+        ({"language": "en"}, {"read_in_None": None}),
+    ],
+)
+def test_each_judge_reads_its_own_language(recordings, monkeypatch, fields, read):
+    """Moonshine reads English alone, whatever language the other recognizer is told."""
+    judges = {language: Reader(language) for language in ("en", "nl", None)}
+    monkeypatch.setattr(Judging, "make", lambda self: judges)
+    recording = replace(list_recordings(recordings)[0], fields={"set": "read"} | fields)
+    row = Evaluator(Judging(language="nl"), None)("original", "original", recording, "")
+    assert {key: value for key, value in row.items() if key.startswith("read_in")} == read
+
+
+def test_the_weights_of_judges_are_noted(tmp_path):
+    pytest.importorskip("onnxruntime")
+    names = ("encoder_model.onnx", "decoder_model_merged.onnx", "tokenizer.json")
+    for name in names:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "voice.pt").write_text("weights")
+    judging = Judging(("moonshine", "voice"), voice_encoder=str(tmp_path / "voice.pt"), moonshine=str(tmp_path))
+    before = common_settings(judging)
+    assert before["voice_encoder_files"] == hashlib.sha256(b"weights").hexdigest()
+    assert before["phone_recognizer_files"] is None
+    (tmp_path / "tokenizer.json").write_text("another")
+    after = common_settings(judging)
+    assert {key for key in before if before[key] != after[key]} == {"moonshine_files"}
+
+
+def test_weights_that_are_not_there_are_named_with_their_option(recordings, tmp_path):
+    pytest.importorskip("onnxruntime")
+    arguments = ["--system", "o=original", "--judges", "moonshine", "--moonshine", str(tmp_path)]
+    done = CliRunner().invoke(jepa_audio, ["evaluate", str(recordings), "--output", str(tmp_path / "out"), *arguments])
+    assert done.exit_code == 2
+    assert "moonshine has no weights here: give --moonshine, or leave it out of --judges" in done.output
 
 
 def test_audio_is_kept_where_the_manifest_points_elsewhere(recordings, tmp_path):

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -22,13 +23,7 @@ from modeling_jepa_daam import JepaAudioTokenizer
 from modeling_jepa_daam.configuration_jepa_daam import AUTO_MAP
 from tests.conftest import HUB_CONFIGS, ROOT, SPEECH
 
-SHIPPED_TOP_LEVEL_IMPORTS = {
-    "torch",
-    "transformers",
-    "numpy",
-    "huggingface_hub",
-    "safetensors",
-}  # transformers needs the last two
+SHIPPED_TOP_LEVEL_IMPORTS = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors"}
 
 PROGRAM = """
 import importlib.util, json, sys
@@ -137,9 +132,11 @@ def test_shipped_code_follows_the_import_rule(nano_folder):
 
 @pytest.mark.parametrize("folder", HUB_CONFIGS, ids=lambda folder: folder.name)
 def test_folders_of_hub_configs_hold_the_code_that_saving_writes(folder, nano_folder):
-    links = {path.name: path.resolve() for path in folder.glob("*.py")}
-    shipped = {path.name: ROOT / "modeling_jepa_daam" / path.name for path in nano_folder.glob("*.py")}
-    assert links == shipped, "python -m training.hub_folders hub_configs/jepa-*/"
+    """Copies, not links: `cp -r`, a wheel or a clone on Windows would leave them dangling."""
+    assert not [path for path in folder.rglob("*") if path.is_symlink()]
+    copies = {path.name: path.read_text() for path in folder.glob("*.py")}
+    shipped = {path.name: path.read_text() for path in nano_folder.glob("*.py")}
+    assert copies == shipped, "python -m training.hub_folders hub_configs/jepa-*/"
 
 
 def test_the_package_never_imports_the_training_code():
@@ -158,6 +155,8 @@ def test_no_model_class_has_a_tokenizers_name(nano_folder):
 @pytest.mark.parametrize("folder", HUB_CONFIGS, ids=lambda folder: folder.name)
 def test_hub_configurations_are_what_saving_writes(folder, tmp_path):
     config = modeling_jepa_daam.JepaDaamConfig.from_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # which the configuration names
+        shutil.copy(weights, tmp_path)
     config.save_pretrained(tmp_path)
     modeling_jepa_daam.JepaDaamFeatureExtractor.from_config(config).save_pretrained(tmp_path)
     JepaAudioTokenizer.from_config(config).save_pretrained(tmp_path)

@@ -245,6 +245,43 @@ def test_generation_is_legal_in_batches_and_beams(search):
         assert not all(is_legal(row) for row in free)
 
 
+@pytest.mark.parametrize("search", [{"do_sample": True}, {"num_beams": 3}])
+def test_generation_from_embeddings_is_legal(search):
+    """`generate` passes no ids of the prompt then: `prompt_ids` say whether audio has begun."""
+    model = small_llama(VOCABULARY_SIZE)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    prompts = torch.tensor([[1, 2, 18], [18, 12, 12]])
+    embeddings = model.get_input_embeddings()(prompts)
+    settings = {"max_new_tokens": 20, "eos_token_id": 20, "pad_token_id": 0, **search}
+    for prompt_ids in (prompts, torch.tensor([18]), None):
+        torch.manual_seed(0)
+        processor = AudioLogitsProcessor(MIXED, max_frames=4, prompt_ids=prompt_ids)
+        made = model.generate(inputs_embeds=embeddings, logits_processor=[processor], **settings)
+        for number, row in enumerate(made.tolist()):
+            before = {0: [], 1: [18], 2: prompts[number].tolist()}[0 if prompt_ids is None else prompt_ids.ndim]
+            assert is_legal([*before, *row])
+            assert prompt_ids is None or row[0] >= 10  # audio goes on
+
+
+@pytest.mark.parametrize(
+    ("prompt_ids", "error", "message"),
+    [
+        ([[1.0]], TypeError, "`prompt_ids` must be integers, got torch.float32"),
+        ([], (TypeError, ValueError), "`prompt_ids` must"),
+        (torch.zeros(1, 1, 1, dtype=torch.int64), ValueError, r"`prompt_ids` must have shape .*got \(1, 1, 1\)"),
+    ],
+)
+def test_prompt_ids_that_are_none_are_refused(prompt_ids, error, message):
+    with pytest.raises(error, match=message):
+        AudioLogitsProcessor(MIXED, prompt_ids=prompt_ids)
+
+
+def test_prompt_ids_of_another_batch_are_refused():
+    with pytest.raises(ValueError, match="a row for each prompt, got 2 for 3 sequences"):
+        AudioLogitsProcessor(MIXED, prompt_ids=[[18], [18]])(torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 30))
+
+
 def test_generated_audio_decodes(nano_tokenizer):
     vocabulary = AudioVocabulary.of(nano_tokenizer)
     model = small_llama(len(nano_tokenizer))
@@ -366,3 +403,62 @@ def test_a_streamer_may_be_used_again_and_takes_one_sequence(tiny_tokenizer):
         np.testing.assert_allclose(np.concatenate(list(streamer)), tiny_tokenizer.decode_audio(ids), atol=1e-6)
     with pytest.raises(ValueError, match="got a batch of 2"):
         streamer.put(torch.zeros(2, 3, dtype=torch.int64))
+
+
+def generation(codec, **changes):
+    """A model of the codec's vocabulary, and what the README passes to `generate`."""
+    vocabulary = AudioVocabulary.of(codec)
+    prompt = torch.tensor([vocabulary.from_audio(legal_ids(codec, 2), end=False)])
+    legal = [AudioLogitsProcessor(vocabulary, max_frames=12)]
+    settings = {"input_ids": prompt, "logits_processor": legal, "eos_token_id": vocabulary.end_id,
+                "pad_token_id": codec.pad_token_id, "max_new_tokens": 200, "do_sample": False}  # fmt: skip
+    return small_llama(len(codec)), settings | changes
+
+
+def test_a_streamer_generates_in_a_thread_of_its_own(tiny_tokenizer):
+    model, arguments = generation(tiny_tokenizer)
+    streamer = AudioStreamer(tiny_tokenizer, timeout=60)
+    whole = AudioVocabulary.of(tiny_tokenizer).to_audio(model.generate(**arguments)[0])
+    expected = tiny_tokenizer.decode_audio(whole)[2 * HOP :]
+    for _ in range(2):
+        np.testing.assert_allclose(np.concatenate(list(streamer.generate(model, **arguments))), expected, atol=1e-6)
+
+
+def no_logits(input_ids, scores):
+    raise RuntimeError("the model fails")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"logits_processor": [lambda ids, scores: torch.eye(scores.shape[-1])[300:301]]}, ValueError, "must lie in"),
+        ({"logits_processor": [no_logits]}, RuntimeError, "the model fails"),
+        ({"input_ids": torch.zeros(2, 3, dtype=torch.int64)}, ValueError, "got a batch of 2"),
+    ],
+    ids=["illegal ids", "model", "batch"],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_the_producer_reaches_the_consumer(tiny_tokenizer, changes, error, message):
+    model, arguments = generation(tiny_tokenizer, **changes)
+    streamer = AudioStreamer(tiny_tokenizer, timeout=60)
+    with pytest.raises(error, match=message):
+        list(streamer.generate(model, **arguments))
+    if error is ValueError:  # of `put`: also where the caller has the thread
+        thread = threading.Thread(target=model.generate, kwargs={"streamer": streamer, **arguments})
+        thread.start()
+        with pytest.raises(error, match=message):
+            list(streamer)
+        thread.join()
+    model, arguments = generation(tiny_tokenizer)
+    assert sum(map(len, streamer.generate(model, **arguments))) == 10 * HOP  # it may be used again
+
+
+def test_a_consumer_that_stops_ends_the_generation(tiny_tokenizer):
+    model, arguments = generation(tiny_tokenizer, max_new_tokens=100_000)
+    arguments["logits_processor"] = [AudioLogitsProcessor(AudioVocabulary.of(tiny_tokenizer))]
+    model.config.max_position_embeddings = 100_010
+    before = threading.active_count()
+    pieces = AudioStreamer(tiny_tokenizer, timeout=60).generate(model, **arguments)
+    next(pieces)
+    pieces.close()
+    assert threading.active_count() == before

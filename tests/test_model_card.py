@@ -191,6 +191,45 @@ def test_every_figure_of_the_tables_comes_from_the_data(whole):
                 assert any("77.7" in line for line in lines), (each, system, key)
 
 
+def test_metrics_that_taught_nothing_have_columns_of_their_own(whole):
+    before = card_of(whole)
+    assert "Moonshine" not in before
+    path = whole / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    figures = {"voice_similarity": 0.873, "moonshine_word_errors": 6.1, "moonshine_character_errors": 2.3}
+    figures["phone_errors"] = 17.8
+    for system in ("original", "some-model"):
+        for key, value in figures.items():
+            evaluation["sets"]["read_en"][system][key] = {"value": value, "low": None, "high": None, "clips": 6}
+    evaluation["runs"][0]["judge_files"] = {"moonshine": 64 * "a", "voice": 64 * "b"}
+    path.write_text(json.dumps(evaluation))
+    text = card_of(whole)
+    head = next(line for line in text.splitlines() if line.startswith("| system |"))
+    titles = ["speaker similarity, GE2E", "WER, Moonshine (%)", "CER, Moonshine (%)", "phone difference (%)"]
+    assert head.strip("| ").split(" | ")[-4:] == titles
+    assert "0.873 | 6.1 | 2.3 | 17.8 |" in text
+    assert "| WER of originals (%) | WER of originals, Moonshine (%) |" in text
+    assert "weights begins: moonshine `aaaaaaaaaaaa`, voice `bbbbbbbbbbbb`." in text
+    assert text.count("were teachers of no model") == 1
+    results = ModelCard(text).data.eval_results
+    assert {each.metric_name: each.metric_value for each in results if each.metric_type == "wer"} == {
+        "WER (%)": 30.0,
+        "WER, Moonshine (%)": 6.1,
+    }
+
+
+def test_weights_of_judges_are_in_the_command_and_in_the_figures(checkpoint, tmp_path):
+    result = write_result(tmp_path / "result", checkpoint)
+    summary = json.loads((result / "summary.json").read_text())
+    summary["settings"]["small"] |= {"names": ["voice", "moonshine"], "voice_encoder": "resemblyzer"}
+    summary["settings"]["small"] |= {"moonshine": "/secret/moonshine-base-en", "moonshine_files": "c" * 64}
+    (result / "summary.json").write_text(json.dumps(summary))
+    model_card.evaluation_command(checkpoint, [result])
+    (run,) = json.loads((checkpoint / "evaluation.json").read_text())["runs"]
+    assert run["judge_files"] == {"moonshine": "c" * 64}
+    assert run["command"].endswith("--voice-encoder resemblyzer \\\n    --moonshine moonshine-base-en")
+
+
 def test_every_number_about_training_comes_from_its_runs(whole):
     path = whole / "training.json"
     training = json.loads(path.read_text())

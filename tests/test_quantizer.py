@@ -95,7 +95,7 @@ def test_normalization_brings_dead_digits_to_life():
     latents = torch.randn(8, 40, 3) * torch.tensor([0.01, 1.0, 0.1]) + torch.tensor([0.2, 3.0, -2.0])
     plain = FiniteScalarQuantizer([4] * 3)(latents)[1].flatten(0, 1)
     assert [len(digit.unique()) for digit in plain.T] == [1, pytest.approx(2, abs=1), 1]
-    normalized = normalizing()(latents)[1].flatten(0, 1)
+    normalized = normalizing()(latents, learn_statistics=True)[1].flatten(0, 1)
     for digit in normalized.T:
         assert digit.bincount(minlength=4).min() > 0.1 * len(digit)
 
@@ -105,33 +105,32 @@ def test_normalization_is_by_valid_frames_alone():
     latents, mask = torch.randn(2, 10, 3), torch.ones(2, 10, dtype=torch.bool)
     mask[1, 4:] = False
     quantizer, other = normalizing(), normalizing()
-    normalized = quantizer.normalized(latents, mask)
+    normalized = quantizer.normalized(latents, mask, learn_statistics=True)
     valid = torch.cat([latents[0], latents[1, :4]])
     torch.testing.assert_close(
         normalized[0], ((latents - valid.mean(0)) / (valid.var(0, correction=0) + 1e-5).sqrt())[0]
     )
-    other.normalized(valid[None])
+    other.normalized(valid[None], learn_statistics=True)
     torch.testing.assert_close(quantizer.running_mean, other.running_mean)
     torch.testing.assert_close(quantizer.running_var, other.running_var)
 
 
-def test_in_evaluation_a_frames_digits_depend_on_nothing_but_the_frame():
+def test_a_frames_digits_depend_on_nothing_but_the_frame():
     torch.manual_seed(0)
     quantizer = normalizing()
     latents = torch.randn(4, 10, 3) + 2.0
     for _ in range(300):
-        quantizer(latents)
+        quantizer(latents, learn_statistics=True)
     torch.testing.assert_close(quantizer.running_mean, latents.mean(dim=(0, 1)), rtol=0.01, atol=0.01)
-    quantizer.eval()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     together = quantizer(latents)[1]
     assert torch.equal(quantizer(latents[2:3, 4:5])[1], together[2:3, 4:5])
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
-def test_one_frame_is_too_few_to_normalize_in_training():
-    with pytest.raises(ValueError, match="at least 2 frames in a batch to normalize latents, got 1"):
-        normalizing()(torch.randn(1, 1, 3))
+def test_one_frame_is_too_few_to_learn_statistics_from():
+    with pytest.raises(ValueError, match="`learn_statistics` needs at least 2 frames in a batch, got 1"):
+        normalizing()(torch.randn(1, 1, 3), learn_statistics=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -7,7 +7,7 @@ import datasets
 import pytest
 import torch
 
-from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
+from modeling_jepa_daam import AudioStreamer, JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.cli import app
 from modeling_jepa_daam.corpus import read_manifest
 from tests.conftest import HUB_CONFIGS, ROOT
@@ -56,6 +56,9 @@ def test_a_language_model_is_fed_as_it_says(clone):
     assert len(names["blocks"]) > 2
     assert len(names["speech"]) > 5 * 9600  # more than the prompt
     assert names["speech"].std() > 0
+    (loop,) = re.findall(r"`for samples in (AudioStreamer.*?\))`", text)
+    pieces = list(eval(loop, {**names, "AudioStreamer": AudioStreamer}))
+    assert len(pieces) > 0
 
 
 def test_nothing_was_left_to_fill_in():

@@ -29,7 +29,7 @@ from modeling_jepa_daam.corpus.run import CorpusJob
 from modeling_jepa_daam.corpus.shard import read_rows, row_digest, write_shard
 from modeling_jepa_daam.corpus.sources import Source
 from modeling_jepa_daam.plotting import plot_salience
-from modeling_jepa_daam.salience import GateRecorder, daam_gates
+from modeling_jepa_daam.salience import daam_gates
 from tests.conftest import STFT, TINY, noise
 from tests.librilight import recordings
 from tests.test_cli import PNG_SIGNATURE, run
@@ -104,12 +104,11 @@ def test_a_model_without_gates_is_refused(tmp_path):
 @torch.inference_mode()
 def test_chunks_that_an_accelerator_encodes_together_come_back_to_their_recordings(tiny_model, monkeypatch):
     waveforms = [torch.from_numpy(noise(length, seed)) for seed, length in enumerate(LENGTHS)]
-    monkeypatch.setattr(tiny_model, "training", True)  # of this module alone: on CPU, else each chunk runs alone
-    monkeypatch.setattr(modeling_jepa_daam, "MAX_CHUNKS_PER_BATCH", 4)
-    with GateRecorder(tiny_model) as gates:
-        rows = tiny_model.encode_waveforms(waveforms)
-    for samples, row in zip(waveforms, rows, strict=True):
-        np.testing.assert_allclose(gates.take(len(row)), expected(tiny_model, samples.numpy()), rtol=1e-4)
+    monkeypatch.setitem(modeling_jepa_daam.CHUNKS_PER_BATCH, "cpu", 4)
+    ids, saliences = tiny_model.waveforms_to_ids_with_salience(waveforms)
+    for samples, row, salience in zip(waveforms, ids, saliences, strict=True):
+        assert len(salience) == len(row) // tiny_model.config.tokens_per_frame
+        np.testing.assert_allclose(salience, expected(tiny_model, samples.numpy()), rtol=1e-4)
 
 
 def test_a_dataset_has_it_as_a_column_of_its_own(tiny_tokenizer):

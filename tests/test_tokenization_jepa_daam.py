@@ -12,7 +12,14 @@ import soxr
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from transformers import AutoTokenizer, DataCollatorForLanguageModeling
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from modeling_jepa_daam import JepaAudioTokenizer, JepaDaamConfig, JepaDaamModel, make_untrained_checkpoint
 from tests import reference
@@ -340,6 +347,7 @@ def test_what_is_published_names_no_folder_of_this_machine(tiny_tokenizer, tmp_p
 
     def keep(self, folder, *arguments, **keywords):
         published.update(json.loads((Path(folder) / "tokenizer_config.json").read_text()))
+        assert not list(Path(folder).glob("_*"))
 
     monkeypatch.setattr(JepaAudioTokenizer, "_upload_modified_files", keep)
     monkeypatch.setattr(JepaAudioTokenizer, "_get_files_timestamps", lambda *_: {})
@@ -348,6 +356,30 @@ def test_what_is_published_names_no_folder_of_this_machine(tiny_tokenizer, tmp_p
     assert published.pop("codec", "missing") is None
     tiny_tokenizer.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/x")
     assert published["codec"] is None
+    # The copy that stays here finds its model.
+    assert AutoTokenizer.from_pretrained(tmp_path)(noise(500), 24000) == tiny_tokenizer(noise(500), 24000)
+
+
+def test_trainer_publishes_no_folder_of_this_machine(tiny_tokenizer, tmp_path, monkeypatch):
+    """What `Trainer.push_to_hub` uploads: the folder that `save_model` writes, without names that begin with `_`."""
+    uploaded = {}
+
+    def upload(self, *, folder_path, ignore_patterns, **keywords):
+        for path in Path(folder_path).iterdir():
+            if not any(path.match(pattern) for pattern in ignore_patterns):
+                uploaded[path.name] = path.read_bytes()
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/x"))
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **sizes))
+    arguments = TrainingArguments(tmp_path / "lm", report_to=[], use_cpu=True, hub_model_id="me/x")
+    trainer = Trainer(model, arguments, processing_class=tiny_tokenizer)
+    monkeypatch.setattr(trainer, "create_model_card", lambda *_, **__: None)
+    trainer.push_to_hub()
+    assert "tokenizer_config.json" in uploaded
+    assert not [name for name, content in uploaded.items() if tiny_tokenizer.name_or_path.encode() in content]
+    assert AutoTokenizer.from_pretrained(tmp_path / "lm")(noise(500), 24000) == tiny_tokenizer(noise(500), 24000)
 
 
 def test_special_tokens_of_ones_own(tiny_folder):

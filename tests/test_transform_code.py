@@ -133,7 +133,9 @@ def test_it_is_computed_from_speech_and_training_starts_from_it(librilight, tmp_
     assert codec.encoder.transform.gain.max() == 4.0 ** (MAX_DIGITS - 1)
     training = CodecForTraining(codec, freeze_transform=True).train()
     assert not any(weight.requires_grad for weight in training.codec.encoder.transform.parameters())
-    assert not training.codec.quantizer.training
+    statistics = training.codec.quantizer.running_mean.clone()
+    training(torch.randn(2, 24000) * 0.1, torch.tensor([24000, 24000]), None, torch.Generator())
+    assert torch.equal(training.codec.quantizer.running_mean, statistics)
     # What comes back is the spectrogram, more or less: of 48 patches not much can be learned.
     waveform = torch.from_numpy(load_audio(next(RECORDINGS.rglob("*.flac")), None, 24000)[:48000])[None, None]
     codec.eval()

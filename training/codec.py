@@ -35,6 +35,8 @@ class CodecResult(NamedTuple):
     """`(batch, spectra, bands)`, loudness, what is to be predicted then instead of a spectrogram of `real`."""
     predicted: Tensor | None = None
     """What is, of the same shape, beside a waveform, if there is a head that predicts it."""
+    features: Tensor | None = None
+    """Scalar, weighted squared error of the decoded features as a share of their variance, of a causal codec."""
 
 
 @torch.no_grad()
@@ -99,13 +101,10 @@ class CodecForTraining(nn.Module):
         self.train()
 
     def train(self, mode: bool = True):
-        """Set training mode, but for the moving average and a frozen encoder: these have no dropout."""
+        """Set training mode, except for the moving average and a frozen encoder: these have no dropout."""
         super().train(mode)
         self.average.eval()
-        if self.freeze_encoder:
-            self.codec.encoder.eval()
-        if self.freeze_transform:
-            self.codec.quantizer.eval()
+        self.codec.encoder.train(mode and not self.freeze_encoder)  # `JepaDaamModel.train` leaves it in evaluation mode
         return self
 
     @torch.no_grad()
@@ -153,7 +152,7 @@ class CodecForTraining(nn.Module):
             latents, rows = self.codec.encoder.forward_with_rows(samples[:, None], mask)
         else:
             latents = self.codec.encoder(samples[:, None], mask)
-        quantized, _ = self.codec.quantizer(latents, mask)
+        quantized, _ = self.codec.quantizer(latents, mask, self.training and not self.freeze_transform)
         if self.training:
             self.batch_var, self.batch_mean = torch.var_mean(latents[frame_mask].detach().float(), dim=0)
 

@@ -143,6 +143,9 @@ class TrainingConfig:
             )
         if self.run.tracker != "none" and importlib.util.find_spec(self.run.tracker) is None:
             raise ValueError(f"`run.tracker` is {self.run.tracker!r}, which is not installed")
+        self._check_sources()
+
+    def _check_sources(self) -> None:
         if not self.data.sources:
             raise ValueError("`data.sources` is empty: name tar files, folders, a manifest or a dataset")
         if self.data.format == "dataset" and len(self.data.sources) != 1:
@@ -187,6 +190,64 @@ class PretrainConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
+class FeatureDataConfig(DataConfig):
+    """Cached spectral features, and their augmentation."""
+
+    features: tuple[str, ...] = ()  # caches that training/extract_features.py wrote, without suffix
+    held_out_share: float = 0.05  # of the speakers, for validation
+    window_frames: int = 40  # of a training window
+    batch_size: int = 20  # windows of a batch
+    gain_db: tuple[float, float] = (-34.0, 3.0)  # range of each window's gain; cached recordings peak at 0.7
+    equalizer_db: float = 4.6  # standard deviation of each window's random equalizer
+
+
+@dataclass(frozen=True)
+class FeatureOptimConfig(OptimConfig):
+    """AdamW of the networks on features."""
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.03
+    warmup_steps: int = 200
+    linear_rate_share: float = 0.1  # of the learning rate, for the linear paths
+    average_decay: float = 0.999  # of the moving average of the weights
+
+
+@dataclass(frozen=True)
+class FeatureLossConfig:
+    """Weight of each loss of Stage 2 on features; 0 leaves it out."""
+
+    features: float = 1.0  # weighted squared error, as a share of the features' weighted variance
+
+
+@dataclass(frozen=True)
+class FeatureModelSection(ModelSection):
+    """The model, and where its spectral features come from."""
+
+    spectral_features: str | None = None  # checkpoint folder whose features the caches hold; its tracker is taken over
+
+
+@dataclass(frozen=True)
+class FeatureConfig(TrainingConfig):
+    """Stage 2, first part: encoder, quantizer and decoder end to end on spectral features."""
+
+    data: FeatureDataConfig = field(default_factory=FeatureDataConfig)
+    model: FeatureModelSection = field(default_factory=FeatureModelSection)
+    optim: FeatureOptimConfig = field(default_factory=FeatureOptimConfig)
+    losses: FeatureLossConfig = field(default_factory=FeatureLossConfig)
+
+    AT_LEAST: ClassVar[dict[str, int]] = TrainingConfig.AT_LEAST | {"data.window_frames": 2}
+    SHARES: ClassVar[tuple[str, ...]] = (*TrainingConfig.SHARES, "optim.average_decay")
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
+        *TrainingConfig.NOT_NEGATIVE, "data.equalizer_db", "optim.linear_rate_share", "losses.features"
+    )  # fmt: skip
+
+    def _check_sources(self) -> None:
+        if not self.data.features:
+            raise ValueError("`data.features` is empty: name caches of training/extract_features.py")
+
+
+@dataclass(frozen=True)
 class CodecDataConfig(DataConfig):
     """Recordings for Stage 2: of each segment the encoder hears all, and a window is decoded and judged."""
 
@@ -203,6 +264,7 @@ class CodecOptimConfig(OptimConfig):
 
     encoder_learning_rate: float | None = None  # as `learning_rate` if null
     freeze_encoder: bool = False  # train the decoder alone
+    frames_rate_share: float = 0.1  # of the learning rate, for the decoder's networks that learned on features
     freeze_reading: bool = False  # leave the decoder's layers that read digits, of which fine ones are easily blurred
     freeze_transform: bool = False  # leave the linear transform and the borders of its digits as they were computed
     spectrogram_steps: int = 0  # first steps, in which the decoder's first stages learn spectrograms, no waveform
@@ -222,6 +284,7 @@ class LossConfig:
     mel: float = 0.0  # log-mel spectrograms of several resolutions; not in the paper
     semantic: float = 0.0  # features of `teacher`, while spectrograms are learned; not in the paper
     envelope: float = 0.0  # predicted beside waveforms, if it has a source of harmonics; not in the paper
+    features: float = 0.0  # weighted squared error of decoded features, of a codec with `feature_bands`
     pitch: float = 0.25  # of the decoder, if it has a source of harmonics; not in the paper
     words: float = 0.0  # distance of features by `teacher`, of waveforms; not in the paper
     teacher: str | None = None  # Whisper model, folder or Hub id
@@ -254,7 +317,8 @@ class CodecConfig(TrainingConfig):
     }  # fmt: skip
     SHARES: ClassVar[tuple[str, ...]] = (*TrainingConfig.SHARES, "optim.average_decay")
     POSITIVE: ClassVar[tuple[str, ...]] = (
-        *TrainingConfig.POSITIVE, "optim.discriminator_learning_rate", "discriminators.width", "run.eval_clip_s"
+        *TrainingConfig.POSITIVE, "optim.discriminator_learning_rate", "optim.frames_rate_share",
+        "discriminators.width", "run.eval_clip_s"
     )  # fmt: skip
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = (
         *TrainingConfig.NOT_NEGATIVE,

@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from modeling_jepa_daam.audio import Resampler, mix_down
+from modeling_jepa_daam.audio import AudioFile, Resampler, mix_down
+from modeling_jepa_daam.audio_container import FileWindow, check_regular_file
 
 from .config import DataConfig
-from .recordings import FileWindow
 
 PREFETCH_BATCHES = 4  # that a worker makes ahead
 MAX_ROUND_BYTES = 256 * 2**20  # of sound files that a round holds in memory
@@ -84,27 +83,26 @@ class SegmentBatch:
 
 
 @contextlib.contextmanager
-def open_sound(recording: dict) -> Iterator[soundfile.SoundFile]:
+def open_sound(recording: dict) -> Iterator[AudioFile]:
     """Open a recording's sound file; `recording` is a row of `RECORDING`.
 
     Raises:
-        ValueError: If the file is missing, is no audio, or does not say how long it is.
+        ValueError: If the file is missing, is no audio, is damaged or cut short, or holds no samples.
     """
     try:
         if recording["content"] is not None:
             source: Any = io.BytesIO(recording["content"])
         else:
+            check_regular_file(recording["path"], recording["name"])
             source = FileWindow(recording["path"], recording["offset"], recording["size"])
-        with source, soundfile.SoundFile(source) as file:
-            if not 0 < file.frames < 2**40:
-                raise ValueError(f"it holds {file.frames} samples")
+        with source, AudioFile(source, recording["name"]) as file:
+            if file.count() == 0:
+                raise ValueError("it holds no samples")
             yield file
     except OSError as error:
         if error.errno in PASSING_ERRORS:  # of the machine, not of the file
             raise
         raise ValueError(str(error)) from error
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless format
-        raise ValueError(getattr(error, "error_string", str(error))) from error
 
 
 def count_segments(num_samples: int, sampling_rate: int, segment_s: float) -> int:
@@ -128,14 +126,13 @@ def read_segment(recording: dict, index: int, num_segments: int, sampling_rate: 
         ValueError: If the file cannot be read, or ends before the segment does.
     """
     with open_sound(recording) as file:
-        start, end = (file.frames * part // num_segments for part in (index, index + 1))
+        start, end = (file.count() * part // num_segments for part in (index, index + 1))
         file.seek(start)
-        block = file.read(end - start, dtype="float32", always_2d=True)
-        if len(block) < end - start:
-            raise ValueError(f"it ends at sample {start + len(block)} of {file.frames}")
-        resampler = Resampler(file.samplerate, sampling_rate)
-        bandwidth_hz = min(file.samplerate / 2, recording["bandwidth_hz"] or math.inf)
-    samples = mix_down(block, recording["name"], channel_axis=1)
+        samples = file.read(end - start)
+        if len(samples) < end - start:
+            raise ValueError(f"it ends at sample {start + len(samples)} of {file.count()}")
+        resampler = Resampler(file.sampling_rate, sampling_rate)
+        bandwidth_hz = min(file.sampling_rate / 2, recording["bandwidth_hz"] or math.inf)
     resampled = np.concatenate([resampler.push(samples), resampler.close()])
     return mix_down(resampled, recording["name"]), bandwidth_hz  # checks it again: resampling overshoots
 
@@ -240,8 +237,8 @@ class SegmentStream(torch.utils.data.IterableDataset):
                 continue
             try:
                 with open_sound(recording) as file:
-                    num_segments = count_segments(file.frames, file.samplerate, self.data.segment_s)
-                    seconds = file.frames / file.samplerate / num_segments
+                    num_segments = count_segments(file.count(), file.sampling_rate, self.data.segment_s)
+                    seconds = file.count() / file.sampling_rate / num_segments
             except ValueError as error:
                 if resumed:
                     raise ValueError(

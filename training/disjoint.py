@@ -2,11 +2,11 @@
 
     python -m training.disjoint SHARDS_OR_FOLDERS... --against FOLDER_OR_MANIFEST --output recordings.json
 
-A speaker is a corpus and an id: `librispeech_1688`, and `1688` of the source `librispeech`, are the same one. A source
-is of the corpus that its name begins with, up to a `_`: `audiocmn_syllables` and `audiocmn` are one. A speaker whose
-corpus is unknown is held against those of every corpus. A recording is the SHA-256 of its samples, 16-bit and mono, so
-that a copy under another name, in another container or without loss in another format, is found; one that was coded
-with loss, cut or resampled in between is not, and has to be caught by its speaker.
+A speaker is a corpus and an id: `librispeech_1688`, and `1688` of the source `librispeech`, are the same one. The
+corpus of a source is that of `configs/speech_sources.yaml`, or its name up to a `_`: `audiocmn_syllables` and
+`audiocmn` are one. A speaker whose corpus is unknown is compared with those of every corpus. A recording is found by
+the SHA-256 of its samples, 16-bit and mono, which finds lossless copies under another name or in another format, and by
+a spectral fingerprint, which also finds copies that a lossy codec, a resampler, a change of level or a cut has changed.
 """
 
 import hashlib
@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import soundfile
 import typer
 from rich.console import Console
 from rich.progress import track
 
+from modeling_jepa_daam.audio import AudioFile
+from modeling_jepa_daam.audio_container import FileWindow
 from modeling_jepa_daam.files import replacing
 
+from .assembly.recipes import UNKNOWN, corpus_of
+from .assembly.spectral_fingerprint import FingerprintIndex, SpectralFingerprint, fingerprint
 from .evaluate_tokenizer import list_recordings
-from .recordings import FileWindow, list_rows
+from .recordings import list_rows
 
 DIGITS = 12  # of a SHA-256 that are kept: 48 bits; 8,000 recordings against 200 collide by chance once in 10^8
 SIDES = ("training", "evaluation")
-UNKNOWN = "unknown"  # corpus or speaker
 Recordings = dict[str, dict[str, Any]]  # {source: {"hours": h, "speakers": {speaker: "digest digest ..."}}}
 
 
@@ -40,29 +42,37 @@ class Voice(NamedTuple):
 
 
 class Fingerprint(NamedTuple):
-    """One recording: its name for people, its voice, the digest of its samples and its length (s)."""
+    """One recording: its name for people, its voice, the digest of its samples, its length (s), and how it sounds."""
 
     name: str
     voice: Voice
     digest: str
     seconds: float
+    spectral: SpectralFingerprint
+
+
+def samples_digest(samples: np.ndarray) -> str:
+    """The first `DIGITS` hexadecimal digits of the SHA-256 of `(samples,)`, rounded to 16 bits."""
+    steps = (samples.astype(np.float64) * 32768).round().clip(-32768, 32767).astype("<i2")
+    return hashlib.sha256(steps.tobytes()).hexdigest()[:DIGITS]
 
 
 def sample_digest(source: Any) -> tuple[str, float]:
-    """The first `DIGITS` hexadecimal digits of the SHA-256 of a recording's 16-bit, mono samples, and its length (s).
+    """The digest of a recording's mono samples, as of `samples_digest`, and its length (s).
 
     Args:
-        source: Path, or binary file, of any format that libsndfile reads.
+        source: Path, or binary file, as `AudioFile` reads it.
 
     Raises:
         ValueError: If it is no audio.
     """
-    try:
-        samples, sampling_rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"not readable: {error}") from error
-    steps = (samples.mean(axis=1, dtype=np.float64) * 32768).round().clip(-32768, 32767).astype("<i2")
-    return hashlib.sha256(steps.tobytes()).hexdigest()[:DIGITS], len(steps) / sampling_rate
+    samples, sampling_rate = _read(source)
+    return samples_digest(samples), len(samples) / sampling_rate
+
+
+def _read(source: Any) -> tuple[np.ndarray, int]:
+    with AudioFile(source) as file:
+        return file.read(file.count()), file.sampling_rate
 
 
 def training_rows(source: str) -> Iterator[dict]:
@@ -107,16 +117,18 @@ def evaluation_fingerprints(source: Path) -> Iterator[Fingerprint]:
 
 def _fingerprint(name: str, voice: Voice, source: Any) -> Fingerprint:
     try:
-        return Fingerprint(name, voice, *sample_digest(source))
+        samples, rate = _read(source)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    spectral = fingerprint(samples.astype(np.float32), rate)
+    return Fingerprint(name, voice, samples_digest(samples), len(samples) / rate, spectral)
 
 
 def tabulate(fingerprints: Iterable[Fingerprint]) -> Recordings:
     """By source, its hours; by speaker, the digests in the order of the alphabet, a blank between them."""
     seconds: dict[str, float] = {}
     digests: dict[str, dict[str, list[str]]] = {}
-    for _, (source, speaker), digest, length in fingerprints:
+    for _, (source, speaker), digest, length, _ in fingerprints:
         seconds[source] = seconds.get(source, 0.0) + length
         digests.setdefault(source, {}).setdefault(speaker, []).append(digest)
     return {
@@ -131,7 +143,7 @@ def tabulate(fingerprints: Iterable[Fingerprint]) -> Recordings:
 def speakers_of(recordings: Recordings) -> set[Voice]:
     """All speakers that are known, by corpus."""
     return {
-        Voice(source.split("_")[0], speaker)
+        Voice(corpus_of(source), speaker)
         for source, told in recordings.items()
         for speaker in told["speakers"]
         if speaker != UNKNOWN
@@ -164,13 +176,21 @@ def overlaps(training: Sequence[Fingerprint], evaluation: Sequence[Fingerprint])
     shared = common_speakers(tabulate(training), tabulate(evaluation))
     lines = [f"speaker {voice.speaker} of {voice.source}" for voice in sorted(shared)]
     trained: dict[str, list[str]] = {}
-    for fingerprint in training:
-        trained.setdefault(fingerprint.digest, []).append(fingerprint.name)
-    return lines + [
-        f"recording {fingerprint.name} is {', '.join(trained[fingerprint.digest])}"
-        for fingerprint in evaluation
-        if fingerprint.digest in trained
+    for each in training:
+        trained.setdefault(each.digest, []).append(each.name)
+    lines += [
+        f"recording {each.name} is {', '.join(trained[each.digest])}" for each in evaluation if each.digest in trained
     ]
+    evaluated = {each.digest for each in evaluation}
+    index = FingerprintIndex([each.name for each in evaluation], [each.spectral for each in evaluation])
+    for each in training:
+        match = None if each.digest in evaluated else index.find(each.spectral)
+        if match:
+            lines.append(
+                f"recording {match.name} sounds like {each.name}: {match.seconds:.1f} s, "
+                f"{100 * match.error_rate:.0f} % of the bits differ"
+            )
+    return lines
 
 
 def command(

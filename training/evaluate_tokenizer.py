@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -23,13 +23,25 @@ from rich.console import Console
 from rich.progress import track
 
 from modeling_jepa_daam import JepaDaamConfig, __version__
-from modeling_jepa_daam.audio import AUDIO_SUFFIXES, load_audio
-from modeling_jepa_daam.files import replacing
+from modeling_jepa_daam.audio import AUDIO_SUFFIXES, AudioFile, load_audio
+from modeling_jepa_daam.files import replacing, sha256_of
 from modeling_jepa_daam.packing import group_vocabulary_sizes
 from modeling_jepa_daam.processes import Outcome, run_in_processes
 
 from .codecs import SPECS, make_codec, with_lag
-from .judges import DEFAULT_RECOGNIZER, DEFAULT_SPEAKER_ENCODER, JUDGES, Judge, make_judges, missing_judges
+from .evaluation.ge2e import voice_encoder_file
+from .evaluation.moonshine import moonshine_files
+from .evaluation.phones import phone_recognizer_file
+from .judges import (
+    DEFAULT_MOONSHINE,
+    DEFAULT_RECOGNIZER,
+    DEFAULT_SPEAKER_ENCODER,
+    DEFAULT_VOICE_ENCODER,
+    JUDGES,
+    Judge,
+    make_judges,
+    missing_judges,
+)
 from .quality import PESQ_MISSING, reconstruction_quality, token_statistics
 from .report import ORIGINAL, Clip, by_system, grouped, write_report
 
@@ -37,6 +49,12 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 SAMPLING_RATE = 24000  # Hz, at which systems are fed and judged
 ALL_FILES = ("**/*",)
 CHECKPOINT_FILES = ("config.json", "*.safetensors")  # not its card, samples and figures, which say what was measured
+WEIGHT_OPTIONS = {  # of judges whose weights do not come with a package that pip fetches whole
+    "speaker": "--speaker-encoder",
+    "words": "--recognizer",
+    "voice": "--voice-encoder",
+    "moonshine": "--moonshine",
+}
 FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "set": (str,),
     "speaker": (str,),
@@ -148,13 +166,18 @@ class Judging:
         names: Of `judges.JUDGES`; those whose packages are not installed are left out.
         recognizer: faster-whisper model: a folder, a size, or an id on the Hub.
         speaker_encoder: Weights of SpeechBrain's ECAPA-TDNN: a file, a folder, or an id on the Hub.
-        language: Of the clips whose words are counted.
+        language: Of the clips whose words the recognizer counts.
+        voice_encoder: Weights of Resemblyzer's GE2E network: "resemblyzer" for its package, a file, a folder, or an id
+            on the Hub.
+        moonshine: Moonshine's ONNX graphs: a folder, or an id on the Hub.
     """
 
     names: tuple[str, ...] = tuple(JUDGES)
     recognizer: str = DEFAULT_RECOGNIZER
     speaker_encoder: str = DEFAULT_SPEAKER_ENCODER
     language: str = "en"
+    voice_encoder: str = DEFAULT_VOICE_ENCODER
+    moonshine: str = DEFAULT_MOONSHINE
 
     def make(self) -> dict[str, Judge]:
         """The judges, by name.
@@ -165,22 +188,28 @@ class Judging:
         made: dict[str, Judge] = {}
         for name in self.names:
             try:
-                made |= make_judges([name], self.speaker_encoder, self.recognizer, self.language)
+                made |= make_judges(
+                    [name], self.speaker_encoder, self.recognizer, self.language, self.voice_encoder, self.moonshine
+                )
             except (OSError, RuntimeError) as error:
-                problem = f"{type(error).__name__}: {error}"
-                raise ValueError(
-                    f"`judges`: {name} has no weights here: give --recognizer (words) or --speaker-encoder (speaker), "
-                    f"or leave it out of --judges: {problem}"
-                ) from error
+                raise _no_weights(name, error) from error
         return made
 
     def missing(self) -> list[str]:
         """Figures that cannot be taken here, and what to install."""
-        return [message for message in (PESQ_MISSING, *missing_judges(self.names).values()) if message]
+        return [
+            message for message in (PESQ_MISSING, *missing_judges(self.names, self.voice_encoder).values()) if message
+        ]
 
-    def hears_words_of(self, fields: dict[str, Any]) -> bool:
-        """Whether a recording's words can be counted: it has a text, in the recognizer's language."""
-        return bool(fields.get("text")) and fields.get("language", self.language).split("-")[0] == self.language
+    def hears_words_of(self, fields: dict[str, Any], language: str | None = None) -> bool:
+        """Whether a recording's words can be counted: it has a text, in the recognizer's language.
+
+        Args:
+            fields: Of the recording.
+            language: The recognizer's; `language` of these settings if None.
+        """
+        own = fields.get("language", self.language).split("-")[0]
+        return bool(fields.get("text")) and own == (language or self.language)
 
 
 class Evaluator:
@@ -201,13 +230,14 @@ class Evaluator:
         original = load_audio(recording.path, None, SAMPLING_RATE)
         coded = self.codec.run(original, SAMPLING_RATE, recording.clip_name())
         fields = dict(recording.fields)
-        limits = (soundfile.info(recording.path).samplerate / 2, SAMPLING_RATE / 2, fields.get("bandwidth_hz", np.inf))
+        with AudioFile(recording.path) as file:
+            limits = (file.sampling_rate / 2, SAMPLING_RATE / 2, fields.get("bandwidth_hz", np.inf))
         fields["bandwidth_hz"] = min(limits)
         row: Clip = {"system": system, "clip": recording.name, "digest": digest, "recording": fields}
         row |= {"seconds": len(original) / SAMPLING_RATE, "bits": coded.bits, "file_bits": coded.file_bits}
         row |= reconstruction_quality(original, coded.samples, SAMPLING_RATE, fields["bandwidth_hz"])
-        for name, judge in self.judges.items():
-            if name != "words" or self.judging.hears_words_of(fields):
+        for judge in self.judges.values():
+            if judge.language is None or self.judging.hears_words_of(fields, judge.language):
                 row |= judge(original, coded.samples, SAMPLING_RATE, fields.get("text"))
         if coded.tokens is not None and spec.startswith("jepa:"):
             row["tokens"] = coded.tokens.tolist()
@@ -279,9 +309,45 @@ def common_settings(judging: Judging) -> dict[str, Any]:
         "names": list(judging.names),
         "recognizer_files": _content_digest(Path(judging.recognizer)) if "words" in judging.names else None,
         "speaker_encoder_files": _content_digest(Path(judging.speaker_encoder)) if "speaker" in judging.names else None,
+        **_untaught_files(judging),
         "missing": judging.missing(),
         "versions": {"jepa-daam": __version__, **versions},
     }
+
+
+def _untaught_files(judging: Judging) -> dict[str, str | None]:
+    """Digests of the weights of the judges that are no teachers; those that are not made have none.
+
+    SHA-256 of a file; of Moonshine's three, of their digests one after the other.
+
+    Raises:
+        ValueError: If weights are not there.
+    """
+    phones = phone_recognizer_file()
+    files: dict[str, Callable[[], tuple[Path, ...]]] = {
+        "voice": lambda: (voice_encoder_file(judging.voice_encoder),),
+        "moonshine": lambda: moonshine_files(judging.moonshine),
+        "phones": lambda: (phones,) if phones else (),
+    }
+    made = set(judging.names) - missing_judges(judging.names, judging.voice_encoder).keys()
+    digests: dict[str, str | None] = dict.fromkeys(files)
+    for name in made & files.keys():
+        try:
+            found = [sha256_of(file) for file in files[name]()]
+        except OSError as error:
+            raise _no_weights(name, error) from error
+        digests[name] = found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+    return {
+        "voice_encoder_files": digests["voice"],
+        "moonshine_files": digests["moonshine"],
+        "phone_recognizer_files": digests["phones"],
+    }
+
+
+def _no_weights(judge: str, error: Exception) -> ValueError:
+    given = f"give {WEIGHT_OPTIONS[judge]}, or " if judge in WEIGHT_OPTIONS else ""
+    problem = f"{type(error).__name__}: {error}"
+    return ValueError(f"`judges`: {judge} has no weights here: {given}leave it out of --judges: {problem}")
 
 
 def _version(distribution: str) -> str | None:
@@ -333,7 +399,6 @@ def evaluate_systems(
     systems = {name: with_lag(spec, files) for name, spec in systems.items()}
     for spec in systems.values():  # what is missing is noticed here, and not in each worker
         make_codec(spec)
-    judging.make()
     common = common_settings(judging)
     results = {name: Results(output / name, system_settings(spec) | common) for name, spec in systems.items()}
     found = {name: result.restart() for name, result in results.items()}
@@ -355,6 +420,8 @@ def evaluate_systems(
                 clips[name, recording.name] = before
             elif digest is not None:
                 tasks.append((name, spec, recording, digest))
+    if tasks and jobs > 0:  # so are judges; in this process they are made once
+        judging.make()
     console = Console(stderr=True)
     outcomes: Iterator[Outcome] = run_in_processes(tasks, jobs, Evaluator, (judging, output if keep_audio else None))
     for (name, _, recording, _), clip, problem in track(outcomes, "clips", len(tasks), console=console):
@@ -406,6 +473,10 @@ def command(
     judges: Annotated[str, typer.Option(help="Slower figures: some of these, or none.")] = ",".join(JUDGES),
     recognizer: Annotated[str, typer.Option(help="faster-whisper: folder, size or Hub id.")] = Judging.recognizer,
     speaker_encoder: Annotated[str, typer.Option(help="ECAPA-TDNN: file, folder or Hub id.")] = Judging.speaker_encoder,
+    voice_encoder: Annotated[
+        str, typer.Option(help="GE2E of Resemblyzer: its package, a file, folder or Hub id.")
+    ] = Judging.voice_encoder,
+    moonshine: Annotated[str, typer.Option(help="Moonshine's ONNX graphs: folder or Hub id.")] = Judging.moonshine,
     language: Annotated[str, typer.Option(help="Of the clips whose words are counted.")] = Judging.language,
     sets: Annotated[str, typer.Option(help="Sets to take, with commas; all if empty.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Processes, one thread each.")] = CORES,
@@ -415,7 +486,8 @@ def command(
     """Judge codecs on recordings: quality, bit rate and tokens. Started again, it goes on where it was."""
     try:
         chosen = choose_sets(list_recordings(recordings), sets.split(",") if sets else [])
-        judging = Judging(tuple(judges.split(",")) if judges else (), recognizer, speaker_encoder, language)
+        names = tuple(judges.split(",")) if judges else ()
+        judging = Judging(names, recognizer, speaker_encoder, language, voice_encoder, moonshine)
         not_measured = judging.missing()
         if "words" in judging.names and (silent := sum(not judging.hears_words_of(each.fields) for each in chosen)):
             not_measured.append(f"words of {silent} recordings, which have no text in language {language!r}")

@@ -29,6 +29,13 @@ TREES = ("hub_configs", "training", "tests", "runs")  # folders that others have
 SPEED = ("speed/batches_per_s", "speed/audio_hours_per_hour")
 SIGNIFICANT_DIGITS = 6  # of logs
 BLEND = "blend.json"  # what `training.blend` made a codec of
+JUDGE_FILES = {  # judge -> the setting that has the digest of its weights
+    "speaker": "speaker_encoder_files",
+    "words": "recognizer_files",
+    "voice": "voice_encoder_files",
+    "moonshine": "moonshine_files",
+    "phones": "phone_recognizer_files",
+}
 TEACHERS = {"Whisper's encoder": "teacher", "SpeechBrain's ECAPA-TDNN": "speaker_encoder"}  # keys of `losses`
 
 
@@ -157,8 +164,8 @@ def describe_evaluations(folder: Path, results: Sequence[Path], rivals: Path | N
         rivals: What this function said of earlier weights, to take other systems' figures from.
 
     Returns:
-        `weights_sha256`, `name`, `runs` (`command`, `versions` and `failures` of each folder), `systems` (spec by
-        name), `extent` and `sets` (figures by set and system) and `tokens` (by set).
+        `weights_sha256`, `name`, `runs` (`command`, `versions`, `judge_files` and `failures` of each folder), `systems`
+        (spec by name), `extent` and `sets` (figures by set and system) and `tokens` (by set).
 
     Raises:
         ValueError: If a folder has no summary, did not measure these weights, or has a set that another one has; or if
@@ -199,6 +206,7 @@ def describe_evaluations(folder: Path, results: Sequence[Path], rivals: Path | N
                 "sets": sorted(summary["set"]),
                 "versions": settings["versions"],
                 "missing": settings["missing"],
+                "judge_files": {judge: settings[key] for judge, key in JUDGE_FILES.items() if settings.get(key)},
                 "failures": len(summary["failures"]),
             }
         )
@@ -209,13 +217,16 @@ def with_rivals(told: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]
     """What `describe_evaluations` says of our weights, with the figures that it had of others beside earlier weights.
 
     Raises:
-        ValueError: If the two are of other sets, clips or versions of the judges, or a clip of ours failed.
+        ValueError: If the two are of other sets, clips, versions or weights of the judges, or a clip of ours failed.
     """
     if any(run["failures"] for run in told["runs"]):
         raise ValueError("`results`: some clips failed")
     if _rounded(told["extent"]) != _rounded(earlier["extent"]):
         raise ValueError(f"`rivals`: of other clips: {earlier['extent']}, and not {told['extent']}")
-    versions = [{json.dumps(run["versions"], sort_keys=True) for run in each["runs"]} for each in (told, earlier)]
+    versions = [
+        {json.dumps(run["versions"] | {"files": run.get("judge_files", {})}, sort_keys=True) for run in each["runs"]}
+        for each in (told, earlier)
+    ]
     if versions[0] != versions[1]:
         raise ValueError(f"`rivals`: judged by {versions[1]}, and not by {versions[0]}")
     others = {
@@ -243,6 +254,10 @@ def _evaluation_command(settings: dict[str, Any], systems: dict[str, str]) -> st
         words.append(f"--recognizer {portable(settings['recognizer'])}")
     if "speaker" in settings["names"]:
         words.append(f"--speaker-encoder {portable(settings['speaker_encoder'])}")
+    if "voice" in settings["names"]:
+        words.append(f"--voice-encoder {portable(settings['voice_encoder'])}")
+    if "moonshine" in settings["names"]:
+        words.append(f"--moonshine {portable(settings['moonshine'])}")
     return " \\\n    ".join(words)
 
 

@@ -23,6 +23,7 @@ import soundfile
 import typer
 
 from modeling_jepa_daam import JepaDaamEncoderModel
+from modeling_jepa_daam.audio import AudioFile
 from modeling_jepa_daam.files import replacing
 
 from .config import PretrainConfig, load_config
@@ -63,7 +64,8 @@ def decode_shards(shards: Sequence[Path], folder: Path) -> Path:
                         continue
                     data, name = content.read(), Path(member.name)
                     if name.suffix != ".json":
-                        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+                        with AudioFile(data, str(name)) as file:
+                            samples, rate = file.read(file.count()), file.sampling_rate
                         sound = io.BytesIO()
                         soundfile.write(sound, samples, rate, format="WAV", subtype="PCM_16")
                         data, name = sound.getvalue(), name.with_suffix(".wav")

@@ -1,9 +1,11 @@
-"""Code in the folders of `hub_configs/`: links to the package's files, so that a folder is what the Hub gets.
+"""Code in the folders of `hub_configs/`: copies of the package's files, so that a folder is what the Hub gets.
 
 python -m training.hub_folders hub_configs/jepa-*/
+
+Copies and not links: a folder must stay whole when it is copied, put into a wheel or checked out on Windows.
 """
 
-import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -23,31 +25,30 @@ def code_files() -> list[Path]:
     return sorted(roots | {Path(file) for root in roots for file in get_relative_import_files(root)})
 
 
-def link_code(folder: Path) -> list[Path]:
-    """Make a folder's Python files links to the package's, no more and no fewer.
+def copy_code(folder: Path) -> list[Path]:
+    """Make a folder's Python files copies of the package's, no more and no fewer.
 
     Raises:
-        ValueError: If there is no `config.json`, or a Python file that is no link.
+        ValueError: If there is no `config.json`, or a Python file that is no module of the package.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"`folder`: no config.json in {folder}")
-    found = sorted(folder.glob("*.py"))
-    for path in found:
-        if not path.is_symlink():
-            raise ValueError(f"`folder`: {path} is no link: remove it if it is not yours")
-    for path in found:
-        path.unlink()
     files = code_files()
+    for path in sorted(folder.glob("*.py")):
+        if not path.is_symlink() and not (PACKAGE / path.name).is_file():
+            raise ValueError(f"`folder`: {path} is no module of the package: remove it if it is not yours")
+        if path.is_symlink() or path.name not in {file.name for file in files}:
+            path.unlink()
     for file in files:
-        (folder / file.name).symlink_to(os.path.relpath(file, folder.resolve()))
+        shutil.copyfile(file, folder / file.name)
     return files
 
 
 def command(folders: Annotated[list[Path], typer.Argument(help="Of hub_configs/.")]) -> None:
-    """Bring links up to date, after a module of the package came or went."""
+    """Bring the copies up to date, after a module of the package has changed."""
     try:
         for folder in folders:
-            typer.echo(f"{folder}: {len(link_code(folder))} files")
+            typer.echo(f"{folder}: {len(copy_code(folder))} files")
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error

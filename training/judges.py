@@ -1,4 +1,7 @@
-"""Judges of a reconstructed clip: models that hear its pitch, its quality, its speaker and its words.
+"""Judges of a reconstructed clip: models that measure its pitch, quality, speaker, words and phones.
+
+ECAPA-TDNN (`speaker`) and Whisper (`words`) may also have been teachers in training. The judges of `evaluation/` never
+are: GE2E (`voice`), Moonshine (`moonshine`) and hama (`phones`).
 
 Each is made once a process and called with a clip: `(samples,)`, float32 numpy, mono, and its reconstruction, as long
 and aligned (`metrics/codec_quality/alignment.py`). A figure that a clip does not have is left out of the dict; none is
@@ -8,52 +11,27 @@ All are deterministic: the same clip gives the same figures, whatever came befor
 one thread; for PyTorch that is the process's to say (`torch.set_num_threads(1)`).
 """
 
-import abc
 import importlib.util
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
-import soxr
 import torch
 
 from .ecapa import DEFAULT_WEIGHTS as DEFAULT_SPEAKER_ENCODER
 from .ecapa import load_speaker_encoder
+from .evaluation.ge2e import DEFAULT_VOICE_ENCODER, VoiceJudge
+from .evaluation.judge import JUDGE_RATE, Figures, Judge, at_judge_rate, count_errors
+from .evaluation.moonshine import DEFAULT_MOONSHINE, MoonshineJudge
+from .evaluation.phones import PhoneJudge
 from .metrics.codec_quality.clip_quality import check_pair
 
-JUDGE_RATE = 16000  # Hz: what every judge hears
 DEFAULT_RECOGNIZER = "base"
 SPEECH_F0_HZ = (50.0, 600.0)  # where F0 is looked for
 VOICED_CONFIDENCE = 0.5  # as swift-f0 calibrates it
 DNSMOS_WINDOW_S = 9.01
 RECOGNIZER_SEED = 0  # of the sampling with which Whisper tries again what it could not make out
-
-Figures = dict[str, float | str]
-
-
-class Judge(abc.ABC):
-    """What all judges have in common."""
-
-    figures: ClassVar[tuple[str, ...]]
-    packages: ClassVar[dict[str, str]]  # what is imported -> what is installed
-
-    @abc.abstractmethod
-    def __call__(
-        self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
-    ) -> Figures:
-        """The figures of one clip.
-
-        Args:
-            original: `(samples,)`, float32.
-            reconstructed: `(samples,)`, float32.
-            sampling_rate: Of both (Hz).
-            text: What is said; of use to `WordJudge` only.
-
-        Raises:
-            ValueError: If the two are not equally long mono clips of at least 0.1 s and finite values.
-        """
 
 
 class PitchJudge(Judge):
@@ -77,7 +55,7 @@ class PitchJudge(Judge):
     ) -> Figures:
         tracks = [
             self._detector.detect(side, JUDGE_RATE, *SPEECH_F0_HZ)
-            for side in _at_judge_rate(original, reconstructed, sampling_rate)
+            for side in at_judge_rate(original, reconstructed, sampling_rate)
         ]
         voiced = [track.confidence >= VOICED_CONFIDENCE for track in tracks]
         figures: Figures = {"voicing_error": float((voiced[0] != voiced[1]).mean())}
@@ -115,7 +93,7 @@ class OpinionJudge(Judge):
     def __call__(
         self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
     ) -> Figures:
-        samples = _at_judge_rate(original, reconstructed, sampling_rate)[1].clip(-1.0, 1.0)
+        samples = at_judge_rate(original, reconstructed, sampling_rate)[1].clip(-1.0, 1.0)
         length = int(DNSMOS_WINDOW_S * JUDGE_RATE)
         while len(samples) < length:
             samples = np.append(samples, samples)
@@ -151,7 +129,7 @@ class SpeakerJudge(Judge):
         check_pair(original, reconstructed, sampling_rate)
         if np.array_equal(original, reconstructed):  # saves the time
             return {"speaker_similarity": 1.0}
-        sides = _at_judge_rate(original, reconstructed, sampling_rate)
+        sides = at_judge_rate(original, reconstructed, sampling_rate)
         with torch.inference_mode():
             embedding, other = (self._encoder(torch.from_numpy(side)[None])[0] for side in sides)
         return {"speaker_similarity": float(torch.cosine_similarity(embedding, other, dim=0))}
@@ -179,25 +157,25 @@ class WordJudge(Judge):
         from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
         self._model = WhisperModel(str(model), device="cpu", compute_type="int8", cpu_threads=1)
-        self._language = language
+        self.language = language
         self._normalize = BasicTextNormalizer()
 
     def __call__(
         self, original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int, text: str | None = None
     ) -> Figures:
-        samples = _at_judge_rate(original, reconstructed, sampling_rate)[1]
+        samples = at_judge_rate(original, reconstructed, sampling_rate)[1]
         reference = self._normalize(text or "").strip()
         if not reference:
             return {}
         transcript = self._transcribe(samples)
-        return {"transcript": transcript, **_count_errors(reference, transcript)}
+        return {"transcript": transcript, **count_errors(reference, transcript)}
 
     def _transcribe(self, samples: np.ndarray) -> str:
         import ctranslate2
 
         ctranslate2.set_random_seed(RECOGNIZER_SEED)
         segments, _ = self._model.transcribe(
-            samples, language=self._language, beam_size=5, condition_on_previous_text=False
+            samples, language=self.language, beam_size=5, condition_on_previous_text=False
         )
         return self._normalize(" ".join(segment.text for segment in segments)).strip()
 
@@ -207,11 +185,20 @@ JUDGES: dict[str, type[Judge]] = {
     "opinion": OpinionJudge,
     "speaker": SpeakerJudge,
     "words": WordJudge,
+    "voice": VoiceJudge,
+    "moonshine": MoonshineJudge,
+    "phones": PhoneJudge,
 }
 
 
-def missing_judges(names: Iterable[str] = tuple(JUDGES)) -> dict[str, str]:
+def missing_judges(
+    names: Iterable[str] = tuple(JUDGES), voice_encoder: str | os.PathLike = DEFAULT_VOICE_ENCODER
+) -> dict[str, str]:
     """Which judges cannot be made here, and what to install: judge -> message.
+
+    Args:
+        names: Of `JUDGES`.
+        voice_encoder: As `VoiceJudge`: the package is not needed for other weights than its own.
 
     Raises:
         ValueError: If a judge is unknown.
@@ -220,10 +207,13 @@ def missing_judges(names: Iterable[str] = tuple(JUDGES)) -> dict[str, str]:
     for name in names:
         if name not in JUDGES:
             raise ValueError(f"`names` must be among {', '.join(JUDGES)}, got {name!r}")
-        absent = [pip for module, pip in JUDGES[name].packages.items() if importlib.util.find_spec(module) is None]
+        if name == "voice" and str(voice_encoder) != DEFAULT_VOICE_ENCODER:
+            continue
+        kind = JUDGES[name]
+        absent = [pip for module, pip in kind.packages.items() if importlib.util.find_spec(module) is None]
         if absent:
-            figures = ", ".join(JUDGES[name].figures)
-            messages[name] = f"no {figures}: not installed: {', '.join(absent)} (pip install {' '.join(absent)})"
+            command = f"pip install {kind.pip_options}{' '.join(absent)}"
+            messages[name] = f"no {', '.join(kind.figures)}: not installed: {', '.join(absent)} ({command})"
     return messages
 
 
@@ -232,6 +222,8 @@ def make_judges(
     speaker_encoder: str | os.PathLike = DEFAULT_SPEAKER_ENCODER,
     recognizer: str | os.PathLike = DEFAULT_RECOGNIZER,
     language: str = "en",
+    voice_encoder: str | os.PathLike = DEFAULT_VOICE_ENCODER,
+    moonshine: str | os.PathLike = DEFAULT_MOONSHINE,
 ) -> dict[str, Judge]:
     """The judges among `names` that can be made here; `missing_judges` says which cannot.
 
@@ -240,30 +232,14 @@ def make_judges(
         speaker_encoder: As `SpeakerJudge`.
         recognizer: As `WordJudge`.
         language: As `WordJudge`.
+        voice_encoder: As `VoiceJudge`.
+        moonshine: As `MoonshineJudge`.
     """
     settings: dict[str, dict] = {
         "speaker": {"weights": speaker_encoder},
         "words": {"model": recognizer, "language": language},
+        "voice": {"weights": voice_encoder},
+        "moonshine": {"model": moonshine},
     }
-    missing = missing_judges(names)
+    missing = missing_judges(names, voice_encoder)
     return {name: JUDGES[name](**settings.get(name, {})) for name in names if name not in missing}
-
-
-def _at_judge_rate(original: np.ndarray, reconstructed: np.ndarray, sampling_rate: int) -> list[np.ndarray]:
-    check_pair(original, reconstructed, sampling_rate)
-    return [
-        np.ascontiguousarray(soxr.resample(side, sampling_rate, JUDGE_RATE), np.float32)
-        for side in (original, reconstructed)
-    ]
-
-
-def _count_errors(reference: str, transcript: str) -> dict[str, float]:
-    import jiwer
-
-    words, characters = jiwer.process_words(reference, transcript), jiwer.process_characters(reference, transcript)
-    return {
-        "word_errors": words.substitutions + words.deletions + words.insertions,
-        "words": words.hits + words.substitutions + words.deletions,
-        "character_errors": characters.substitutions + characters.deletions + characters.insertions,
-        "characters": characters.hits + characters.substitutions + characters.deletions,
-    }

@@ -25,6 +25,7 @@ from safetensors import safe_open
 from modeling_jepa_daam import JepaDaamConfig
 from modeling_jepa_daam.files import replacing, sha256_of, write_json
 
+from .assembly.recipes import SPEECH_SOURCES
 from .bars import BY_NAME, CLEAN_SET, judge
 from .disjoint import Recordings, common_speakers, digests_of, speakers_of
 from .evidence import (
@@ -40,17 +41,40 @@ from .evidence import (
 )
 from .markdown import markdown_table
 from .report import ORIGINAL, Estimate, format_cell, token_table
-from .speech_sources import SPEECH_SOURCES
 
 PAPER_PARAMETERS = 118_512_562 + 69_291_649  # encoder without predictor, quantizer and decoder: Table 3 of the paper
 SPACE_PICTURE = "space.png"  # what a browser showed: see hub_configs/space/README.md
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-TABLE_FIGURES = ("bits", "pesq", "stoi", "estoi", "dnsmos", "speaker_similarity", "word_errors", "character_errors")
-LIMIT_FIGURES = ("pesq", "stoi", "dnsmos", "speaker_similarity", "word_errors")
+UNTAUGHT_FIGURES = ("voice_similarity", "moonshine_word_errors", "moonshine_character_errors", "phone_errors")
+TABLE_FIGURES = (
+    "bits",
+    "pesq",
+    "stoi",
+    "estoi",
+    "dnsmos",
+    "speaker_similarity",
+    "word_errors",
+    "character_errors",
+    *UNTAUGHT_FIGURES,
+)
+LIMIT_FIGURES = (
+    "pesq",
+    "stoi",
+    "dnsmos",
+    "speaker_similarity",
+    "voice_similarity",
+    "word_errors",
+    "moonshine_word_errors",
+)
+LIMIT_ORIGINALS = {"word_errors": "WER of originals (%)", "moonshine_word_errors": "WER of originals, Moonshine (%)"}
 MAIN_SETS = (CLEAN_SET, "nonnative_en")  # come first, and into the metadata
 METRIC_TYPES = {"pesq": "pesq", "stoi": "stoi", "dnsmos": "dnsmos", "speaker_similarity": "speaker_similarity"} | {
     "word_errors": "wer",
     "character_errors": "cer",
+    "voice_similarity": "voice_similarity",
+    "moonshine_word_errors": "wer",
+    "moonshine_character_errors": "cer",
+    "phone_errors": "phone_error_rate",
 }
 ROBUSTNESS_ROWS = (
     "undisturbed",
@@ -79,7 +103,18 @@ LOG_COLUMNS = {
     "held_out/loss/recording_mean": "loss of each recording's mean",
 }
 WATTS_PER_CORE = 10  # assumed: a share of a server's processor, memory and fans
-LANGUAGES = {"en": "English", "nl": "Dutch", "fr": "French", "cmn": "Mandarin", "unknown": "unknown languages"}
+LANGUAGES = {
+    "cmn": "Mandarin",
+    "cs": "Czech",
+    "de": "German",
+    "en": "English",
+    "fr": "French",
+    "it": "Italian",
+    "mul": "corpora of several languages",
+    "nl": "Dutch",
+    "ru": "Russian",
+    "unknown": "unknown languages",
+}
 INTRODUCTION = (
     "Means over clips (error rates: ratios of sums), with 95 % bootstrap intervals over speakers where there are "
     "enough, else over clips. The original itself is judged beside them."
@@ -108,11 +143,13 @@ def render(folder: Path) -> str:
         name=name,
         path=portable_path(str(folder.absolute())),
         rates=config,
+        transform=config.transform_bands,
         weights=weights,
         paper_parameters=PAPER_PARAMETERS,
         introduction=INTRODUCTION,
         evaluation=evaluation,
         quality=quality_tables(evaluation) if evaluation else [],
+        untaught=evaluation is not None and _has_figures(evaluation, UNTAUGHT_FIGURES),
         tokens=tokens_table(evaluation) if evaluation else "",
         bars=judge(evaluation) if evaluation else [],
         speed=speed | {"table": speed_table(speed)} if speed else None,
@@ -177,7 +214,7 @@ def metadata(name: str, evaluation: dict | None, recordings: dict | None) -> Mod
         pipeline_tag="audio-to-audio",
         tags=["audio", "speech", "neural-codec", "speech-tokenizer", "jepa"],
         license="apache-2.0",
-        language=sorted({source.language for source in trained}) or None,
+        language=sorted({source.language for source in trained} - {"mul"}) or None,
         datasets=sorted({source.hub_id for source in trained if source.hub_id}) or None,
         model_name=name,
         eval_results=(_eval_results(evaluation) if evaluation else None) or None,
@@ -231,6 +268,11 @@ def quality_tables(evaluation: dict) -> list[dict[str, str]]:
     return tables
 
 
+def _has_figures(evaluation: dict, keys: Sequence[str]) -> bool:
+    """Whether any set has one of some figures of ours."""
+    return any(key in systems[evaluation["name"]] for systems in evaluation["sets"].values() for key in keys)
+
+
 def _cell(figures: dict, key: str, clips: int) -> str:
     return format_cell(Estimate(**figures[key]) if key in figures else None, BY_NAME[key], clips)
 
@@ -255,16 +297,15 @@ def limits_table(evaluation: dict) -> str:
     sets = ordered_sets(evaluation)
     ours = {each: evaluation["sets"][each][evaluation["name"]] for each in sets}
     keys = [key for key in LIMIT_FIGURES if any(key in figures for figures in ours.values())]
+    of_originals = [key for key in LIMIT_ORIGINALS if key in keys]
     rows = []
     for each in sets:
         original = evaluation["sets"][each].get(ORIGINAL, {})
         clips = evaluation["extent"][each]["clips"]
         cells = [_cell(ours[each], key, clips) for key in keys]
-        rows.append(
-            [each, str(clips), *cells, *([_cell(original, "word_errors", clips)] if "word_errors" in keys else [])]
-        )
-    head = ["set", "clips", *(BY_NAME[key].title for key in keys)]
-    return markdown_table([*head, *(["WER of originals (%)"] if "word_errors" in keys else [])], rows)
+        rows.append([each, str(clips), *cells, *(_cell(original, key, clips) for key in of_originals)])
+    head = ["set", "clips", *(BY_NAME[key].title for key in keys), *(LIMIT_ORIGINALS[key] for key in of_originals)]
+    return markdown_table(head, rows)
 
 
 def robustness_table(table: dict) -> str:

@@ -8,7 +8,6 @@ processes without a remainder.
 
 import functools
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -98,7 +97,7 @@ def list_rows(source: str, where: dict[str, Any], manifest: bool = False) -> Ite
         source, {"speaker", "bandwidth_hz", *where}, "`data.sources`"
     ):
         name, path, metadata = listed["name"], listed["path"], listed["metadata"]
-        if listed["problem"]:
+        if listed["problem"] and (listed["size"] is not None or listed["offset"]):  # of others, reading finds out
             raise ValueError(f"`data.sources`: {path}: {listed['problem']}")
         if not all(metadata.get(key) == value for key, value in where.items()):
             continue
@@ -170,45 +169,6 @@ def _row_of_example(example: dict, audio: str, speaker: str | None) -> dict:
         "size": -1,
         "content": content,
     }
-
-
-class FileWindow(io.RawIOBase):
-    """A part of a file, as a file: a member of a tar file, say.
-
-    Args:
-        path: The file.
-        offset: Position of the part's first byte.
-        size: Bytes of the part; -1 for all to the end.
-    """
-
-    def __init__(self, path: str, offset: int = 0, size: int = -1):
-        self._file = open(path, "rb")  # noqa: SIM115 closed with this object
-        self._offset, self._position = offset, 0
-        self._size = size if size >= 0 else os.fstat(self._file.fileno()).st_size - offset
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence])
-        return self._position
-
-    def readinto(self, buffer) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._position))
-        self._file.seek(self._offset + self._position)
-        read = self._file.readinto(memoryview(buffer)[:wanted])
-        self._position += read
-        return read
 
 
 def write_rows(rows: Iterable[dict], path: str | os.PathLike) -> None:

@@ -18,7 +18,13 @@ from modeling_jepa_daam.files import replacing
 from .bootstrap import bootstrap_draws, interval_of
 from .markdown import markdown_table
 
-OF_THE_ORIGINAL = ("dnsmos", "word_errors", "character_errors")  # figures that are news of the original itself
+OF_THE_ORIGINAL = (  # figures that are news of the original itself
+    "dnsmos",
+    "word_errors",
+    "character_errors",
+    "moonshine_word_errors",
+    "moonshine_character_errors",
+)
 MARKERS = "os^D"
 ORIGINAL = "original"  # the system that gives its input back
 MIN_UNITS = 5  # speakers or clips that an interval needs
@@ -71,8 +77,12 @@ FIGURES = (
     Figure("voicing error (%)", "voicing_error", digits=1, scale=100, better=-1),
     Figure("DNSMOS", "dnsmos"),
     Figure("speaker similarity", "speaker_similarity", digits=3),
+    Figure("speaker similarity, GE2E", "voice_similarity", digits=3),
     Figure("WER (%)", "word_errors", "words", 1, 100, -1),
     Figure("CER (%)", "character_errors", "characters", 1, 100, -1),
+    Figure("WER, Moonshine (%)", "moonshine_word_errors", "moonshine_words", 1, 100, -1),
+    Figure("CER, Moonshine (%)", "moonshine_character_errors", "moonshine_characters", 1, 100, -1),
+    Figure("phone difference (%)", "phone_errors", "phones", 1, 100, -1),
 )
 
 

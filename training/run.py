@@ -29,9 +29,9 @@ from .recordings import is_held_out, open_corpus, read_rows, stream_recordings, 
 LISTING_TIMEOUT = timedelta(hours=2)  # of the other processes, while one lists the recordings
 # What may change when a run goes on; all else would make another run of it.
 FREE_SETTINGS = (
-    "data.max_unreadable_share", "optim.decay_steps", "run.output", "run.max_steps", "run.log_every", "run.eval_every",
-    "run.eval_batches", "run.eval_clips", "run.eval_clip_s", "run.logged_clips", "run.save_every",
-    "run.keep_checkpoints", "run.tracker", "run.progress",
+    "data.max_unreadable_share", "model.spectral_features", "optim.decay_steps", "run.output", "run.max_steps",
+    "run.log_every", "run.eval_every", "run.eval_batches", "run.eval_clips", "run.eval_clip_s", "run.logged_clips",
+    "run.save_every", "run.keep_checkpoints", "run.tracker", "run.progress",
 )  # fmt: skip
 EVALUATION_SEED = 0  # of the order and the masks of held-out speech: the same in every evaluation of every run
 

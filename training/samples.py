@@ -19,12 +19,12 @@ import soundfile
 from modeling_jepa_daam.audio import load_audio
 from modeling_jepa_daam.files import replacing, sha256_of
 
+from .assembly.recipes import SPEECH_SOURCES
 from .codecs import SPECS, Codec, make_codec, with_lag
 from .evaluate_tokenizer import SAMPLING_RATE, Recording, list_recordings, named_systems
 from .metrics.codec_quality.spectra import NUM_BANDS, log_mel
 from .ogg import with_serial_number
 from .report import ORIGINAL
-from .speech_sources import SPEECH_SOURCES
 
 OURS = "ours"
 COMPRESSION = 0.93  # of libsndfile, 0 to 1: about 24 kbit/s of mono Opus

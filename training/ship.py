@@ -16,13 +16,13 @@ from transformers.utils import logging as transformers_logging
 from modeling_jepa_daam import JepaDaamModel
 from modeling_jepa_daam.checkpoint import save_checkpoint
 
-from .hub_folders import link_code
+from .hub_folders import copy_code
 
 MAX_MB = 38.7  # of the weights: with card and samples, a folder of ours stays below 40 MB
 
 
 def ship(trained: Path, folder: Path) -> Path:
-    """Write weights, configuration, feature extractor and tokenizer, and link the code to the package's.
+    """Write weights, configuration, feature extractor and tokenizer, and copy the package's code.
 
     Args:
         trained: Folder of a trained codec.
@@ -45,7 +45,7 @@ def ship(trained: Path, folder: Path) -> Path:
         for file in sorted(saved.glob("*"), key=lambda file: file.suffix != ".safetensors"):
             if file.suffix in (".safetensors", ".json"):
                 os.replace(file, folder / file.name)
-    link_code(folder)
+    copy_code(folder)
     return folder
 
 

@@ -7,10 +7,9 @@ import datasets
 from datasets import Dataset, Features, Value, load_dataset
 
 from modeling_jepa_daam import JepaAudioTokenizer
+from modeling_jepa_daam.audio_container import FileWindow
 from modeling_jepa_daam.corpus.listing import list_files, speaker_of
 from modeling_jepa_daam.token_blocks import TOKEN_COLUMNS
-
-from .recordings import FileWindow
 
 RECORDING = Features(
     {"name": Value("string"), "speaker": Value("string"), "text": Value("string"), "audio": Value("binary")}
@@ -97,4 +96,7 @@ def _read_recordings(sources: list[str], state: list) -> Iterator[dict]:
             assert size is not None  # no manifest
             with FileWindow(listed["path"], listed["offset"], size) as file:
                 speaker = speaker_of(name, metadata)
-                yield {"name": name, "speaker": speaker, "text": metadata.get("text"), "audio": file.read()}
+                audio = file.read()
+                if len(audio) < size:
+                    raise ValueError(f"`sources`: {listed['path']} has become shorter since it was listed")
+                yield {"name": name, "speaker": speaker, "text": metadata.get("text"), "audio": audio}

@@ -55,6 +55,7 @@ from .run import (
 )
 from .source_filter import read_source_filter, set_source_filter, with_spectra
 from .speaker_teacher import SpeakerTeacher
+from .stage2.vocoder_codec import VocoderForTraining
 from .teacher import WhisperTeacher, semantic_loss
 from .tracking import RunLog, SpeedMeter
 
@@ -63,7 +64,7 @@ ENCODER_FIELDS = (
     "sampling_rate", "downsampling_ratios", "encoder_channels", "encoder_residual_blocks", "encoder_kernel_sizes",
     "encoder_stft_stages", "residual_dilations", "hidden_size", "num_hidden_layers", "num_attention_heads",
     "intermediate_size", "conv_kernel_size", "layer_norm_eps", "daam_num_gaussians", "daam_in_encoder",
-    "daam_in_conformer",
+    "daam_in_conformer", "feature_bands", "quantized_size", "attention_window", "daam_window",
 )  # fmt: skip
 
 
@@ -158,9 +159,11 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
                     )
                     losses = reconstruction_losses(result, real, generated, bandwidth_hz, config, rate)
                     if teacher is not None and weights["words"] > 0.0:
-                        losses["words"] = teacher.distance(generated, real, rate, result.lengths)
+                        with accelerator.autocast():
+                            losses["words"] = teacher.distance(generated, real, rate, result.lengths)
                     if speaker_teacher is not None:
-                        losses["speaker"] = speaker_teacher(generated, real, rate)
+                        with accelerator.autocast():
+                            losses["speaker"] = speaker_teacher(generated, real, rate)
                 norms = {}
                 if adversarial:
                     scores = judges(torch.cat([real, generated.detach()])).scores
@@ -221,7 +224,7 @@ def train(config: CodecConfig, accelerator: Accelerator) -> Path:
 
 def make_models(
     config: CodecConfig,
-) -> tuple[CodecForTraining, Discriminators, WhisperTeacher | None, SpeakerTeacher | None]:
+) -> tuple[Any, Discriminators, WhisperTeacher | None, SpeakerTeacher | None]:
     """The models to train, with weights drawn from the seed or loaded, alike in every process; and the teachers."""
     torch.manual_seed(config.run.seed)
     model_config = config.model_config()
@@ -249,6 +252,14 @@ def make_models(
     taught = 0 if teacher is None or config.losses.semantic == 0.0 else teacher.num_features
     optim = config.optim
     predicted = optim.spectrogram_steps > 0 or config.losses.envelope > 0.0
+    if model_config.feature_bands > 0:
+        sizes = config.discriminators
+        return (
+            VocoderForTraining(codec, optim.freeze_encoder),
+            Discriminators(sizes.periods, sizes.num_scales, sizes.width),
+            teacher,
+            speaker_teacher,
+        )
     training = CodecForTraining(
         codec, optim.freeze_encoder, optim.freeze_transform, predicted, taught, optim.freeze_reading
     )
@@ -312,9 +323,16 @@ def make_optimizers(
         if head is not None:
             decoder.extend(head.parameters())
     groups: list[dict[str, Any]] = [{"params": decoder}]
+    if codec.config.feature_bands > 0:
+        frames = list(codec.codec.decoder.frames.parameters())
+        others = [each for each in decoder if all(each is not parameter for parameter in frames)]
+        groups = [{"params": frames, "lr": optim.learning_rate * optim.frames_rate_share}, {"params": others}]
     if not optim.freeze_encoder:
         rate = optim.learning_rate if optim.encoder_learning_rate is None else optim.encoder_learning_rate
-        groups.insert(0, {"params": list(codec.codec.encoder.parameters()), "lr": rate})
+        encoder = list(codec.codec.encoder.parameters())
+        if codec.config.feature_bands > 0:
+            encoder += codec.codec.latent_projection.parameters()
+        groups.insert(0, {"params": encoder, "lr": rate})
     return (
         torch.optim.AdamW(groups, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay),
         torch.optim.AdamW(
@@ -348,6 +366,7 @@ def loss_weights(config: CodecConfig) -> dict[str, float]:
         "spectrogram": 1.0,
         "semantic": weights.semantic,
         "envelope": weights.envelope,
+        "features": weights.features,
         "pitch": weights.pitch,
         "words": weights.words,
         "speaker": weights.speaker,
@@ -376,6 +395,8 @@ def reconstruction_losses(
         losses["envelope"] = distance_of_envelopes(result, result.predicted, bandwidth_hz, gain, sampling_rate)
     if result.pitch is not None:
         losses["pitch"] = result.pitch
+    if result.features is not None:
+        losses["features"] = result.features
     return losses
 
 

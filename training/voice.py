@@ -3,7 +3,6 @@
 python -m training.voice OUTPUT SHARDS... [--voice kathleen] [--seconds 30]
 """
 
-import io
 import json
 import tarfile
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Annotated
 import soundfile
 import typer
 
+from modeling_jepa_daam.audio import AudioFile
 from modeling_jepa_daam.files import replacing
 
 CLIP_S = (1.5, 6.0)  # shortest and longest clip
@@ -44,7 +44,8 @@ def unpack_voice(shards: Sequence[Path], voice: str, folder: Path, seconds: floa
             for name in sorted(files):
                 if name.endswith(".json") or unpacked >= seconds:
                     continue
-                samples, rate = soundfile.read(io.BytesIO(_content(tar, name)), dtype="float32")
+                with AudioFile(_content(tar, name), name) as file:
+                    samples, rate = file.read(file.count()), file.sampling_rate
                 if CLIP_S[0] <= len(samples) / rate <= CLIP_S[1]:
                     clip = Path(name).with_suffix(".flac").name
                     soundfile.write(folder / clip, samples, rate)

@@ -1,6 +1,8 @@
 """The command `jepa-audio tokenize-corpus`."""
 
 import contextlib
+import itertools
+import json
 import os
 import threading
 import time
@@ -24,12 +26,13 @@ from ..cli_common import (
     hide_progress_bars,
     load_config,
 )
-from .finished import CorpusRunError, Manifest, decode_sample, read_manifest, verify_corpus
+from .finished import REJECTED, CorpusRunError, Manifest, decode_sample, read_manifest, verify_corpus
 
 if TYPE_CHECKING:
     from .plan import PlannedShard
     from .run import Meters
 
+MAX_NAMED = 20  # rejected recordings that are named at the end
 LOOK_S = 0.5  # between looks at the meters
 LAUNCHED = {  # what torchrun, Open MPI and MPICH, and so `accelerate launch`, tell the processes that they start
     "rank": ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"),
@@ -57,7 +60,12 @@ class Engine(StrEnum):
 
 def tokenize_corpus_command(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="Folder, .tar, .jsonl manifest, or id of a dataset.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="Folder, .tar, .jsonl manifest, or id of a dataset; of sound files as `encode --help` lists them.",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="Folder of the shards; alone with --verify and --decode.")
@@ -89,7 +97,11 @@ def tokenize_corpus_command(
     decode: Annotated[int, typer.Option(min=0, metavar="N", help="Turn N rows of a finished corpus into sound.")] = 0,
     decode_to: Annotated[Path | None, typer.Option(help="Folder for that sound; OUT/decoded by default.")] = None,
 ) -> None:
-    """Turn a corpus into Parquet shards of tokens; interrupted, the same command goes on where it was."""
+    """Turn a corpus into Parquet shards of tokens; interrupted, the same command goes on where it was.
+
+    Exit code 1: some recordings were rejected; they are named here and in OUT/rejected.jsonl. Files that are no
+    recordings are named in OUT/skipped.jsonl.
+    """
     if verify or decode:
         corpus = output or Path(source)
         with _errors():
@@ -137,6 +149,9 @@ def tokenize_corpus_command(
         console.print(f"rank {rank}: done; the last of {world_size} writes the manifest", highlight=False)
     else:
         console.print(f"{_summary(manifest)} in {output}", highlight=False, soft_wrap=True)
+        _report_rejected(output, manifest)
+        if manifest.total("rejected") and world_size == 1:  # a launcher would end the other processes
+            raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @contextlib.contextmanager
@@ -193,10 +208,27 @@ def _jobs(devices: tuple[str, ...]) -> int:
 def _summary(manifest: Manifest) -> str:
     size, duration_s = manifest.total("bytes"), manifest.duration_s
     rate = f", {8 * size / duration_s:.0f} bit/s with ids, texts and digests" if duration_s else ""
+    by_suffix = manifest.settings["corpus"].get("skipped") or {}
+    skipped = f"{sum(by_suffix.values())} skipped"
+    if by_suffix:
+        skipped += f" ({', '.join(f'{count} {suffix}' for suffix, count in by_suffix.items())})"
     return (
         f"{manifest.total('rows')} recordings, {duration_s / 3600:.2f} hours, {manifest.total('tokens')} tokens, "
-        f"{manifest.total('rejected')} rejected: {len(manifest.shards)} shards of {size} bytes{rate}"
+        f"{manifest.total('rejected')} rejected, {skipped}: {len(manifest.shards)} shards of {size} bytes{rate}"
     )
+
+
+def _report_rejected(output: Path, manifest: Manifest) -> None:
+    """Name recordings without tokens, the first of many, and say where the others are named."""
+    total = manifest.total("rejected")
+    if total == 0:
+        return
+    with open(output / REJECTED, encoding="utf-8") as file:
+        for line in itertools.islice(file, MAX_NAMED):
+            each = json.loads(line)
+            errors.print(f"rejected: {each['id']}: {each['reason']}", style="red", highlight=False, soft_wrap=True)
+    if total > MAX_NAMED:
+        errors.print(f"... and {total - MAX_NAMED} more, in {output / REJECTED}", highlight=False, soft_wrap=True)
 
 
 def _verify(corpus: Path) -> None:

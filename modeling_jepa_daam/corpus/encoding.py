@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from ..audio import load_audio, read_blocks
+from ..audio_container import FileWindow
 from ..modeling_jepa_daam import MAX_CHUNKS_PER_BATCH
-from ..salience import recorded_gates
 from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .shard import Row
 from .sources import Recording
@@ -76,13 +76,15 @@ def tokenize_recordings(
     ahead = _Ahead(_chunks(recordings, pending, rate, chunk_samples, on_progress))
     with torch.inference_mode(), _one_thread() if alone else contextlib.nullcontext(), ahead as chunks:
         for batch in _batches(chunks, alone):
-            with recorded_gates(model, salience) as gates:
-                sequences = model.waveforms_to_ids([torch.from_numpy(samples) for _, _, samples in batch])
+            waveforms = [torch.from_numpy(samples) for _, _, samples in batch]
+            if salience:
+                sequences, saliences = model.waveforms_to_ids_with_salience(waveforms)
+                for (position, number, _), gates in zip(batch, saliences, strict=True):
+                    pending[position].salience[number] = gates.numpy().astype(np.float16)
+            else:
+                sequences = model.waveforms_to_ids(waveforms)
             for (position, number, samples), ids in zip(batch, sequences, strict=True):
                 pending[position].tokens[number] = np.array(ids, np.uint16)
-                if gates is not None:
-                    taken = gates.take(len(ids) // tokenizer.tokens_per_frame).numpy()
-                    pending[position].salience[number] = taken.astype(np.float16)
                 on_progress(len(samples) / rate, 0, 0)
     rows, rejections = [], []
     for each in pending:
@@ -144,7 +146,10 @@ def _chunks(
 
 
 def _blocks(audio: Any, rate: int) -> Iterator[np.ndarray]:
-    if isinstance(audio, (str, bytes)):
+    if isinstance(audio, FileWindow):
+        with audio:
+            yield from read_blocks(audio, rate)
+    elif isinstance(audio, (str, bytes)):
         yield from read_blocks(audio, rate)
     else:
         yield load_audio(audio, None, rate)

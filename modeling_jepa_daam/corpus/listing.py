@@ -8,8 +8,9 @@ but for one folder's names or one tar file's members at a time.
 import codecs
 import json
 import os
+import stat
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -27,9 +28,10 @@ class ListedFile(TypedDict):
         archive: The tar file's path within the folder that was listed; empty if there is none.
         path: Absolute path of the file, or of the tar file that holds it.
         offset: Position of its first byte in there.
-        size: Bytes; `None` if a manifest names a file that is not there.
+        size: Bytes; `None` if there is no file that can be read.
+        modified_ns: When the file, or the tar file that holds it, was last changed; 0 if that is not known.
         metadata: What was asked for of the `.json` file beside it, or of its line in the manifest.
-        problem: Why its metadata cannot be read, if so.
+        problem: Why its metadata, or the recording itself, cannot be read, if so.
     """
 
     name: str
@@ -37,17 +39,31 @@ class ListedFile(TypedDict):
     path: str
     offset: int
     size: int | None
+    modified_ns: int
     metadata: dict[str, Any]
     problem: str | None
 
 
-def list_files(source: str | os.PathLike, keys: Collection[str], argument: str) -> Iterator[ListedFile]:
+def _no_report(name: str) -> None:
+    pass
+
+
+def list_files(
+    source: str | os.PathLike,
+    keys: Collection[str],
+    argument: str,
+    on_skipped: Callable[[str], None] = _no_report,
+) -> Iterator[ListedFile]:
     """List the recordings of a tar file or of a folder, at any depth; tar files in a folder are listed as well.
+
+    What has a sound file's suffix is listed, readable or not. Of all else, only the metadata of recordings is used.
 
     Args:
         source: Tar file or folder.
         keys: What is wanted of the metadata, the `.json` file beside a recording.
         argument: What the source is called in error messages.
+        on_skipped: Called with the name of each file that is no recording and no recording's metadata, and of each
+            hidden folder, which ends with a slash.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
@@ -55,52 +71,70 @@ def list_files(source: str | os.PathLike, keys: Collection[str], argument: str) 
     """
     path = Path(source).absolute()
     if path.is_dir():
-        yield from _list_folder(path, path.name, set(), keys, argument)
+        yield from _list_folder(path, path.name, set(), keys, argument, on_skipped)
     elif path.is_file():
-        yield from _list_tar(path, "", keys, argument)
+        yield from _list_tar(path, "", keys, argument, on_skipped)
     else:
         raise FileNotFoundError(f"{argument}: no such tar file or folder: {source}")
 
 
 def _list_folder(
-    folder: Path, prefix: str, seen: set[str], keys: Collection[str], argument: str
+    folder: Path,
+    prefix: str,
+    seen: set[str],
+    keys: Collection[str],
+    argument: str,
+    on_skipped: Callable[[str], None],
 ) -> Iterator[ListedFile]:
     """Files at any depth, through links, each folder once; hidden ones (macOS's `._name`) left out."""
     real = os.path.realpath(folder)
     if real in seen:
+        on_skipped(f"{prefix}/")
         return
     seen.add(real)
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    names = sorted(os.listdir(folder))
     present = set(names)
+    recordings = {Path(name).stem for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES}
     for name in names:
         path, label = folder / name, os.path.join(prefix, name)
         suffix = path.suffix.lower()
-        if path.is_dir():
-            yield from _list_folder(path, label, seen, keys, argument)
-        elif not path.is_file():
-            continue
-        elif path.suffix == ".tar":
-            yield from _list_tar(path, label, keys, argument)
+        if name.startswith("."):
+            on_skipped(f"{label}/" if path.is_dir() else label)
+        elif path.is_dir():
+            yield from _list_folder(path, label, seen, keys, argument, on_skipped)
+        elif path.suffix == ".tar" and path.is_file():
+            yield from _list_tar(path, label, keys, argument, on_skipped)
         elif suffix in AUDIO_SUFFIXES:
             sidecar = path.with_suffix(".json")
             found = _chosen(sidecar.read_bytes(), sidecar.name, keys) if sidecar.name in present else ({}, None)
-            yield _listed(label, "", path, 0, path.stat().st_size, *found)
+            yield _listed_path(label, path, *found)
+        elif suffix != ".json" or path.stem not in recordings:
+            on_skipped(label)
 
 
-def _list_tar(path: Path, archive: str, keys: Collection[str], argument: str) -> Iterator[ListedFile]:
-    members: dict[str, tuple[int, int]] = {}
+def _list_tar(
+    path: Path, archive: str, keys: Collection[str], argument: str, on_skipped: Callable[[str], None]
+) -> Iterator[ListedFile]:
+    members: dict[str, tuple[int, int | None, str | None]] = {}
     sidecars: dict[str, tuple[dict, str | None]] = {}
+    prefix = f"{archive}/" if archive else ""
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 stem, suffix = os.path.splitext(member.name)
-                if member.isfile() and not os.path.basename(stem).startswith("."):
-                    if suffix.lower() in AUDIO_SUFFIXES:
-                        members[member.name] = (member.offset_data, member.size)
-                    elif suffix == ".json":
-                        content = tar.extractfile(member)
-                        assert content is not None  # it is a file
-                        sidecars[stem] = _chosen(content.read(), os.path.basename(member.name), keys)
+                hidden = os.path.basename(stem).startswith(".")
+                if member.isfile() and not hidden and suffix.lower() in AUDIO_SUFFIXES:
+                    if member.issparse():  # what lies in the tar file is not its content
+                        problem = "a sparse member of a tar file: archive it without --sparse, or unpack it"
+                        members[member.name] = (member.offset_data, None, problem)
+                    else:
+                        members[member.name] = (member.offset_data, member.size, None)
+                elif member.isfile() and not hidden and suffix == ".json":
+                    content = tar.extractfile(member)
+                    assert content is not None  # it is a file
+                    sidecars[stem] = _chosen(content.read(), os.path.basename(member.name), keys)
+                elif not member.isdir():
+                    on_skipped(prefix + member.name)
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
             end = tar.offset
     except tarfile.TarError as error:
@@ -111,9 +145,13 @@ def _list_tar(path: Path, archive: str, keys: Collection[str], argument: str) ->
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops at a damaged header, silently
             raise ValueError(f"{argument}: {path} is damaged or cut short at byte {end}: its end mark is missing")
-    for name, (offset, size) in members.items():
-        found = sidecars.get(os.path.splitext(name)[0], ({}, None))
-        yield _listed(name, archive, path, offset, size, *found)
+    used = {os.path.splitext(name)[0] for name in members}
+    for stem in sidecars.keys() - used:
+        on_skipped(f"{prefix}{stem}.json")
+    modified_ns = path.stat().st_mtime_ns
+    for name, (offset, size, problem) in members.items():
+        metadata, unread = sidecars.get(os.path.splitext(name)[0], ({}, None))
+        yield _listed(name, archive, path, offset, size, modified_ns, metadata, problem or unread)
 
 
 def list_manifest(source: str | os.PathLike, keys: Collection[str], argument: str) -> Iterator[ListedFile]:
@@ -143,8 +181,7 @@ def list_manifest(source: str | os.PathLike, keys: Collection[str], argument: st
             if not isinstance(name, str):
                 raise ValueError(f"{argument}: {label} must have a path as one of {', '.join(MANIFEST_PATHS)}")
             path = folder / name
-            size = path.stat().st_size if path.is_file() else None
-            yield _listed(name, "", path, 0, size, {key: metadata[key] for key in keys if key in metadata}, None)
+            yield _listed_path(name, path, {key: metadata[key] for key in keys if key in metadata}, None)
 
 
 def speaker_of(name: str, metadata: dict) -> str:
@@ -156,8 +193,28 @@ def speaker_of(name: str, metadata: dict) -> str:
     return str(speaker)
 
 
+def _listed_path(name: str, path: Path, metadata: dict, problem: str | None) -> ListedFile:
+    """A file of its own; what is no regular file is listed with the reason why it cannot be read."""
+    try:
+        status = path.stat()
+    except OSError:
+        broken = f"broken link to {os.readlink(path)}" if path.is_symlink() else "no such file"
+        return _listed(name, "", path, 0, None, 0, metadata, broken)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        return _listed(name, "", path, 0, None, 0, metadata, f"{kind}, not a regular file")
+    return _listed(name, "", path, 0, status.st_size, status.st_mtime_ns, metadata, problem)
+
+
 def _listed(
-    name: str, archive: str, path: Path, offset: int, size: int | None, metadata: dict, problem: str | None
+    name: str,
+    archive: str,
+    path: Path,
+    offset: int,
+    size: int | None,
+    modified_ns: int,
+    metadata: dict,
+    problem: str | None,
 ) -> ListedFile:
     return {
         "name": name,
@@ -165,6 +222,7 @@ def _listed(
         "path": str(path),
         "offset": offset,
         "size": size,
+        "modified_ns": modified_ns,
         "metadata": metadata,
         "problem": problem,
     }

@@ -4,6 +4,7 @@ The folder of a corpus:
 
     data/train-00000-of-00042.parquet ...   shards; each appears whole or not at all
     rejected.jsonl                          recordings without tokens, and why
+    skipped.jsonl                           files that are no recordings
     manifest.json                           settings, counts and the SHA-256 of every file; written last
     .work/                                  the plan, and a record of each shard that is done; gone at the end
 
@@ -44,10 +45,16 @@ from .encoding import Rejection, tokenize_recordings
 from .finished import FORMAT, MANIFEST, REJECTED, CorpusRunError, Manifest, ShardRecord, read_manifest, shard_name
 from .plan import Plan, PlannedShard, entries_sha256, read_entries, write_plan
 from .shard import GATES_KEY, MAX_VOCABULARY, Row, pyarrow, write_shard
-from .sources import Source, dataset_digest, list_entries, open_recordings
+from .sources import Census, Source, dataset_digest, list_entries, open_recordings
 
 WORK, SETTINGS, PLAN, ENTRIES, DONE = ".work", "settings.json", "plan.json", "plan.jsonl", "done"
+SKIPPED = "skipped.jsonl"
 PACKAGES = ("torch", "numpy", "soundfile", "soxr", "pyarrow")  # a change of these may change tokens or bytes
+LISTED = {  # of the settings of a corpus, what its list gives
+    "sha256": "the list of recordings",
+    "times_sha256": "the times of the recordings' files (one was changed at the same size)",
+    "skipped": "the list of files that are no recordings",
+}
 POLL_S = 0.5  # between looks for the plan that another process makes
 DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # what damaged JSON ends in, when read
 GO_ON = "nothing that was done is lost; once this is mended, the same command goes on"
@@ -120,17 +127,20 @@ def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:
         FileNotFoundError: If the corpus is not there.
     """
     output = Path(job.output)
-    settings = _settings(job)
+    settings, census = _settings(job), Census()
     if lead:
         _check_folder(output)
         known = _known_settings(output)
         if known is None:
             return settings, _begin(job, settings)
-        settings["corpus"]["sha256"] = entries_sha256(list_entries(job.source))
+        settings["corpus"]["sha256"] = entries_sha256(list_entries(job.source, census))
+        settings["corpus"] |= _seen(job.source, census)
+        if "skipped" in settings["corpus"]:  # files that are no recordings may come and go
+            settings["corpus"]["skipped"] = known["corpus"].get("skipped")
     else:
         while (known := _known_settings(output)) is None:
             time.sleep(POLL_S)
-        settings["corpus"]["sha256"] = known["corpus"]["sha256"]
+        settings["corpus"] |= {key: known["corpus"][key] for key in LISTED if key in known["corpus"]}
     if settings != known:
         raise ValueError(f"`OUT` {output} was made with other settings: {_difference(known, settings)}; choose another")
     while (output / MANIFEST).exists():
@@ -144,7 +154,11 @@ def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:
     plan = _read_plan(output, settings["corpus"]["sha256"])
     if plan is None and not lead:
         raise CorpusRunError(f"the plan in {output / WORK} is damaged: the command of rank 0 makes it again")
-    return settings, plan or _make_plan(job)
+    if plan is None:
+        plan, census = _make_plan(job)
+        settings["corpus"] |= _seen(job.source, census)
+        write_json(output / WORK / SETTINGS, settings)
+    return settings, plan
 
 
 def _begin(job: CorpusJob, settings: dict, records: list[dict | None] | None = None) -> Plan:
@@ -152,7 +166,7 @@ def _begin(job: CorpusJob, settings: dict, records: list[dict | None] | None = N
 
     Args:
         job: The job.
-        settings: What is to be written down; the digest of the list of recordings is added.
+        settings: What is to be written down; what a listing adds to them is added.
         records: Of the shards of a finished corpus that is to be mended, `None` for those to be made again.
 
     Raises:
@@ -163,7 +177,7 @@ def _begin(job: CorpusJob, settings: dict, records: list[dict | None] | None = N
     work.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(work)
     shutil.rmtree(work / DONE, ignore_errors=True)  # of a run whose settings are not known
-    plan = _make_plan(job)
+    plan, census = _make_plan(job)
     if records is not None and len(records) != len(plan.shards):
         raise ValueError(
             f"`OUT` {output} has {len(records)} shards, but this package makes {len(plan.shards)}; choose another"
@@ -172,17 +186,21 @@ def _begin(job: CorpusJob, settings: dict, records: list[dict | None] | None = N
     for index, record in enumerate(records or []):
         if record is not None:
             write_json(work / DONE / f"{index:05d}.json", record)
-    settings["corpus"]["sha256"] = plan.sha256
+    settings["corpus"] |= {"sha256": plan.sha256, **_seen(job.source, census)}
     write_json(work / SETTINGS, settings)
     (output / MANIFEST).unlink(missing_ok=True)  # last: killed before, this begins again
     return plan
 
 
-def _make_plan(job: CorpusJob) -> Plan:
-    work = Path(job.output) / WORK
-    plan = write_plan(list_entries(job.source), work / ENTRIES, job.shard_bytes, job.parts_per_shard)
+def _make_plan(job: CorpusJob) -> tuple[Plan, Census]:
+    """List the corpus and write down the plan and the files that are no recordings."""
+    work, census = Path(job.output) / WORK, Census()
+    plan = write_plan(list_entries(job.source, census), work / ENTRIES, job.shard_bytes, job.parts_per_shard)
+    skipped = "".join(json.dumps({"id": name}, ensure_ascii=False) + "\n" for name in census.skipped)
+    with replacing(work / SKIPPED) as temporary:
+        temporary.write_text(skipped, "utf-8")
     write_json(work / PLAN, plan.to_dict())
-    return plan
+    return plan, census
 
 
 def _read_plan(output: Path, sha256: str) -> Plan | None:
@@ -210,6 +228,13 @@ def _finished_records(output: Path) -> tuple[list[dict | None], bool]:
         whole = path.is_file() and sha256_of(path) == shard.sha256 and len(its_own) == shard.rejected
         records.append(asdict(shard) | {"rejections": its_own} if whole else None)
     return records, rejections is not None and None not in records
+
+
+def _seen(source: Source, census: Census) -> dict[str, Any]:
+    """What a listing adds to the settings."""
+    if source.format == "dataset":
+        return {}
+    return {"times_sha256": census.times.hexdigest(), "skipped": census.counts()}
 
 
 def _settings(job: CorpusJob) -> dict:
@@ -245,8 +270,16 @@ def _settings(job: CorpusJob) -> dict:
             **({GATES_KEY: config.num_encoder_gates} if job.salience else {}),
         },
         "corpus": corpus,
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES} | _optional_packages(),
     }
+
+
+def _optional_packages() -> dict[str, str]:
+    """Version of PyAV where it is installed: it decides which recordings are read, and how."""
+    try:
+        return {"av": importlib.metadata.version("av")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 def _check_folder(output: Path) -> None:
@@ -276,7 +309,7 @@ def _difference(before: dict, now: dict) -> str:
         old, new = before.get(group, {}), now.get(group, {})
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                label = "the list of recordings" if (group, key) == ("corpus", "sha256") else f"{group}.{key}"
+                label = LISTED[key] if group == "corpus" and key in LISTED else f"{group}.{key}"
                 parts.append(f"{label} was {old.get(key)}, is {new.get(key)}")
     return "; ".join(parts)
 
@@ -570,6 +603,9 @@ def finish(output: str | os.PathLike) -> Manifest | None:
     rejections = [rejection for record in whole for rejection in record.pop("rejections")]
     with replacing(output / REJECTED) as temporary:
         temporary.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rejections), "utf-8")
+    if (output / WORK / SKIPPED).exists():
+        with replacing(output / SKIPPED) as temporary:
+            shutil.copyfile(output / WORK / SKIPPED, temporary)
     manifest = Manifest(
         format=FORMAT,
         settings=settings,

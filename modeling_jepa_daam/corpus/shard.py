@@ -35,7 +35,7 @@ class Row:
         num_samples: True length of the recording, in samples at the model's rate.
         duration_s: The same in seconds.
         source, speaker, text: As `sources.Recording` has them.
-        salience: `(frames, gates)`, float16, of `GateRecorder`, where the corpus has it.
+        salience: `(frames, gates)`, float16, means of the encoder's gates, where the corpus has it.
     """
 
     id: str

@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..audio_container import FileWindow
 from .listing import SPEAKER_COLUMNS, list_files, list_manifest, speaker_of
 
 ARGUMENT = "`IN`"
@@ -56,7 +57,7 @@ class Recording:
 
     Args:
         id: Unique in the corpus: its path, as a rule.
-        audio: Path or bytes of a sound file, or a decoded `datasets` example; `None` if there is a problem.
+        audio: Path, bytes or a window of a sound file, or a decoded `datasets` example; `None` if there is a problem.
         source: Name of the collection it is from.
         speaker: Whose voice it holds.
         text: What is said, if known.
@@ -71,6 +72,30 @@ class Recording:
     text: str | None = None
     size: int = 0
     problem: str | None = None
+
+
+@dataclass
+class Census:
+    """What a listing comes by beside its entries.
+
+    Args:
+        skipped: Names of files that are no recordings.
+        times: Names and times of the recordings' files: one that was replaced by another of the same size is noticed.
+    """
+
+    skipped: list[str] = field(default_factory=list)
+    times: Any = field(default_factory=hashlib.sha256)
+
+    def counts(self) -> dict[str, int]:
+        """Number of files that are no recordings, by suffix."""
+        suffixes = [_kind_of_skipped(name) for name in self.skipped]
+        return {suffix: suffixes.count(suffix) for suffix in sorted(set(suffixes))}
+
+
+def _kind_of_skipped(name: str) -> str:
+    if name.endswith("/") or os.path.basename(name).startswith("."):
+        return "hidden"
+    return os.path.splitext(name)[1].lower() or "no suffix"
 
 
 def guess_format(location: str) -> str:
@@ -92,8 +117,8 @@ def guess_format(location: str) -> str:
     return "dataset"
 
 
-def list_entries(source: Source) -> Iterator[dict]:
-    """The entries of a corpus, in its order.
+def list_entries(source: Source, census: Census | None = None) -> Iterator[dict]:
+    """The entries of a corpus, in its order; `census` is filled on the way.
 
     Yields:
         JSON values; `size` is in bytes, `None` if it is not known.
@@ -110,7 +135,12 @@ def list_entries(source: Source) -> Iterator[dict]:
     keys = {"source", *SPEAKER_COLUMNS, *TEXT_COLUMNS}
     default, root = Path(source.location).absolute().stem, source.root + os.sep
     seen: set[bytes] = set()
-    for listed in (list_manifest if manifest else list_files)(source.location, keys, ARGUMENT):
+    census = census or Census()
+    if manifest:
+        listing = list_manifest(source.location, keys, ARGUMENT)
+    else:
+        listing = list_files(source.location, keys, ARGUMENT, lambda name: census.skipped.append(_utf8(name)))
+    for listed in listing:
         metadata, problem = listed["metadata"], listed["problem"]
         name = "/".join(filter(None, (listed["archive"], listed["name"])))
         if os.path.isabs(name):  # in a manifest; a corpus that is passed on says nothing of this machine
@@ -125,6 +155,7 @@ def list_entries(source: Source) -> Iterator[dict]:
             problem = "its name is not UTF-8"
         speaker = next((metadata[key] for key in SPEAKER_COLUMNS if metadata.get(key) is not None), None)
         text = next((metadata[key] for key in TEXT_COLUMNS if metadata.get(key) is not None), None)
+        census.times.update(f"{identity}\0{listed['modified_ns']}\n".encode())
         yield {
             "id": identity,
             "path": listed["path"].removeprefix(root),
@@ -156,7 +187,7 @@ def open_recordings(source: Source, entries: Iterable[dict]) -> Iterator[Recordi
         return
     for entry in entries:
         path = os.path.join(source.root, entry["path"])
-        audio: str | bytes | None = path
+        audio: str | bytes | FileWindow | None = path
         problem = entry["problem"]
         if problem is None and entry["size"] is None:
             problem = "no such file"
@@ -168,7 +199,10 @@ def open_recordings(source: Source, entries: Iterable[dict]) -> Iterator[Recordi
             audio, problem = None, "permission denied"
         elif entry["offset"] == 0 and os.stat(path).st_size != entry["size"]:
             raise OSError(f"{path} has changed since it was listed")
-        elif entry["offset"] or entry["size"] <= MAX_BYTES_AT_ONCE:
+        elif entry["size"] > MAX_BYTES_AT_ONCE:
+            if entry["offset"]:
+                audio = FileWindow(path, entry["offset"], entry["size"])
+        else:
             # Here, and not in libsndfile: a disk that fails is no damaged recording.
             with open(path, "rb") as file:
                 file.seek(entry["offset"])

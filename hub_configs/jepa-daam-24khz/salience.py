@@ -1,1 +1,0 @@
-../../modeling_jepa_daam/salience.py

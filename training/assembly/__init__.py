@@ -1,0 +1,1 @@
+"""Parts of `training.assemble_speech`: recipes, sound files, fingerprints and shards of speech corpora."""

@@ -216,8 +216,8 @@ def command(
     outcomes = quality_outcomes(summary(rows, ["set"]).get("set", {}), name, counts)
     outcomes += _of_checkpoint(spec, [row for row in rows if row["system"] == name], counts, output, speed, chosen)
     parts = [f"# Targets: {name}", outcome_table(outcomes)]
-    parts += [f"## {each}\n\n{quality_table(of_set)}" for each in chosen
-              if (of_set := [row for row in rows if row["recording"]["set"] == each])]  # fmt: skip
+    parts += [f"## {each}\n\n{quality_table(judged_rows)}" for each in chosen
+              if (judged_rows := [row for row in rows if row["recording"]["set"] == each])]  # fmt: skip
     text = "\n\n".join(parts) + "\n"
     output.mkdir(parents=True, exist_ok=True)
     with replacing(output / f"{name}.md") as temporary:

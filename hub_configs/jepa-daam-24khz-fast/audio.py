@@ -318,7 +318,8 @@ class _SoundFile:
 
     def __init__(self, file: Any, layout: PartLayout, allow_truncated: bool):
         self._allow_truncated, self._layout = allow_truncated, layout
-        self._part, self.problem, self._position = Part(file, layout.pieces), None, 0
+        self._part, self._position = Part(file, layout.pieces), 0
+        self.problem: str | None = None
         try:
             self._sound = soundfile.SoundFile(self._part)
         except soundfile.LibsndfileError:
@@ -374,7 +375,8 @@ class _PyAV:
             self._av = importlib.import_module("av")
         except ImportError as error:
             raise ValueError(f"{name} is read through PyAV only: pip install 'jepa-daam[av]'") from error
-        self._file, self._format, self.problem = file, PYAV_FORMATS[name], None
+        self._file, self._format = file, PYAV_FORMATS[name]
+        self.problem: str | None = None
         self._container: Any = None
         self._open()
         self.sampling_rate, self.channels = self._stream.rate, max(1, self._stream.channels)

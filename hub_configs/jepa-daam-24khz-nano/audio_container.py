@@ -91,7 +91,8 @@ class Part(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO, pieces: tuple[bytes | tuple[int, int], ...]):
-        self._file, self._position, self.error = file, 0, None
+        self._file, self._position = file, 0
+        self.error: OSError | None = None
         self._pieces: list[tuple[int, int, bytes | int]] = []  # start, end, bytes or position in the file
         end = 0
         for piece in pieces:
@@ -188,7 +189,7 @@ def check_regular_file(path: str | os.PathLike, label: str) -> None:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
         if os.path.islink(path):
-            raise FileNotFoundError(f"{label}: broken link to {os.readlink(path)}") from error
+            raise FileNotFoundError(f"{label}: broken link to {os.readlink(os.fsdecode(path))}") from error
         raise FileNotFoundError(f"{label}: no such file: {os.fspath(path)}") from error
     except (OSError, ValueError) as error:  # a name too long, a loop of links, a zero byte
         raise FileNotFoundError(f"{label}: no such file: {os.fspath(path)!r}: {error}") from error
@@ -820,6 +821,7 @@ class _Mpeg:
         if self.info is not None and self.info[0] is not None and self.info[1]:
             tag = bytearray(bytes_.get(self.start, self.frame.size))
             declared, place, delay = self.info
+            assert declared is not None
             struct.pack_into(">I", tag, place, self.count)
             if tag[place - 1] & 2:
                 num_bytes = len(tag) + sum(end - start for start, end in self.pieces) - self.frame.size

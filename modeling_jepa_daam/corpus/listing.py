@@ -149,9 +149,9 @@ def _list_tar(
     for stem in sidecars.keys() - used:
         on_skipped(f"{prefix}{stem}.json")
     modified_ns = path.stat().st_mtime_ns
-    for name, (offset, size, problem) in members.items():
+    for name, (offset, size, unusable) in members.items():
         metadata, unread = sidecars.get(os.path.splitext(name)[0], ({}, None))
-        yield _listed(name, archive, path, offset, size, modified_ns, metadata, problem or unread)
+        yield _listed(name, archive, path, offset, size, modified_ns, metadata, unusable or unread)
 
 
 def list_manifest(source: str | os.PathLike, keys: Collection[str], argument: str) -> Iterator[ListedFile]:

@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from transformers.utils import logging as transformers_logging
 
-from . import __version__
 from .audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, SOUNDFILE_SUFFIXES, read_blocks, write_audio
 from .audio_container import check_regular_file
-from .checkpoint import make_untrained_checkpoint
 from .cli_common import (
     EXIT_SOME_FAILED,
     SHIPPED_HELP,
@@ -35,14 +31,14 @@ from .cli_common import (
     count_parameters,
     errors,
     fail,
+    hide_progress_bars,
     lacks_weights,
     load_config,
     load_tokenizer,
 )
 from .cli_hub import models_command, push_command
 from .corpus.command import tokenize_corpus_command
-from .salience import daam_gates
-from .token_file import TokenFileError, read_token_file, write_token_file
+from .version import __version__
 
 MAX_NAMED = 20  # skipped files that are named
 RESULT_SUFFIXES = frozenset({".flac", ".jepa", ".wav"})
@@ -273,7 +269,9 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
     """Make a checkpoint with untrained weights, to try the tools and to measure speed."""
-    transformers_logging.disable_progress_bar()
+    from .checkpoint import make_untrained_checkpoint
+
+    hide_progress_bars()
     try:
         make_untrained_checkpoint(load_config(config), output, seed)
     except FileExistsError as error:
@@ -294,6 +292,8 @@ def encode(
     allow_truncated: TruncatedOption = False,
 ) -> None:
     """Turn audio files into token files (.jepa)."""
+    from .token_file import TokenFileError, read_token_file, write_token_file
+
     found = _find(inputs, AUDIO_SUFFIXES, output)
     tokenizer = load_tokenizer(model, device, dtype)
 
@@ -322,6 +322,8 @@ def decode(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn token files (.jepa) back into audio files."""
+    from .token_file import read_token_file
+
     found = _find(inputs, (".jepa",), output)
     tokenizer = load_tokenizer(model, device, dtype)
 
@@ -372,6 +374,7 @@ def plot(
     """Draw waveform, both spectrograms, tokens and DAAM gates of a recording."""
     try:
         from .plotting import plot_recording, plot_salience
+        from .salience import daam_gates
     except ImportError as error:
         raise fail(f"plotting needs matplotlib: pip install matplotlib ({error})") from error
     if not audio.is_file():
@@ -411,6 +414,8 @@ def bench(
     dtype: DtypeOption = Dtype.float32,
 ) -> None:
     """Measure how much faster than real time a model encodes and decodes here."""
+    import torch
+
     tokenizer = load_tokenizer(model, device, dtype)
     rate = tokenizer.sampling_rate
     samples = np.random.default_rng(0).normal(0.0, 0.1, int(seconds * rate)).astype(np.float32)

@@ -5,15 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from rich.table import Column, Table
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .cli_common import EXIT_SOME_FAILED, NO_WEIGHTS, SHIPPED_MODEL, console, count_parameters, errors, fail
-from .configuration_jepa_daam import JepaDaamConfig
-from .publishing import publish
-from .publishing_checks import CARD_NAME, RECORDINGS, check_folder, published_files
 
 MAIN_METRICS = ("pesq", "stoi", "wer")
 UNKNOWN = "-"
@@ -34,14 +28,20 @@ def push_command(
     prune: Annotated[bool, typer.Option("--prune", help="Remove files that are there, and not in FOLDER.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, list the files with sizes, send nothing.")] = False,
     recordings: Annotated[
-        Path, typer.Option(help="Where the recordings of tokens.json lie.", show_default="tests/audio of the clone")
-    ] = RECORDINGS,
+        Path | None,
+        typer.Option(help="Where the recordings of tokens.json lie.", show_default="tests/audio of the clone"),
+    ] = None,
 ) -> None:
     """Check a checkpoint's folder and publish it on the Hub (token: `hf auth login`, or HF_TOKEN).
 
     One commit: it appears whole or not at all. Started again after an interruption, it does not send files again that
     had arrived.
     """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    from .publishing import publish
+    from .publishing_checks import RECORDINGS, check_folder
+
     if not folder.is_dir():
         raise fail(f"no such folder: {folder}")
     try:
@@ -52,7 +52,7 @@ def push_command(
         raise fail(f"REPO_ID must be owner/name, got {repo_id}")
     _list_files(folder)
     failed = False
-    for title, problems in check_folder(folder, recordings):
+    for title, problems in check_folder(folder, recordings or RECORDINGS):
         console.print(f"{'no: ' if problems else 'ok: '}{title}", highlight=False, soft_wrap=True)
         for problem in problems:
             errors.print(f"    {problem}", style="red", highlight=False, soft_wrap=True)
@@ -86,6 +86,8 @@ def push_command(
 
 
 def _list_files(folder: Path) -> None:
+    from .publishing_checks import published_files
+
     files = published_files(folder)
     sizes = [(folder / file).stat().st_size for file in files]
     table = Table("file", "bytes", box=None)
@@ -101,6 +103,11 @@ def models_command() -> None:
     folders = sorted(path.parent for path in SHIPPED_MODEL.parent.glob("*/config.json"))
     if not folders:
         raise fail(NO_WEIGHTS)
+    from transformers.utils import SAFE_WEIGHTS_NAME
+
+    from .configuration_jepa_daam import JepaDaamConfig
+    from .publishing_checks import CARD_NAME
+
     name = Column("model", no_wrap=True, min_width=max(len(folder.name) for folder in folders))  # to be copied
     table = Table(name, "size", "weights", "bit/s", "times real time", Column("quality", no_wrap=True), show_lines=True)
     for folder in folders:
@@ -134,6 +141,8 @@ def _speed(path: Path) -> str:
 
 def _quality(card: Path) -> str:
     """The main figures of the first set in the card's metadata."""
+    from huggingface_hub import ModelCard, ModelCardData
+
     data = ModelCard.load(card).data if card.is_file() else ModelCardData()
     results = data.eval_results or []
     first = [result for result in results if result.dataset_name == results[0].dataset_name]

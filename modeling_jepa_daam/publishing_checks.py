@@ -1,16 +1,20 @@
 """What must hold of a checkpoint's folder before it is published. Nothing here needs the network."""
 
 import ast
+import codecs
 import json
 import os
+import pickletools
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -20,14 +24,46 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 CARD_NAME = "README.md"
 TOKENS_NAME = "tokens.json"  # SHA-256 of the tokens of recordings, by the recording's name
 PICKLE_SUFFIXES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
-SHIPPED_IMPORTS = frozenset({"huggingface_hub", "numpy", "torch", "transformers"}) | sys.stdlib_module_names
+SHIPPED_IMPORTS = (
+    frozenset({"huggingface_hub", "numpy", "safetensors", "torch", "transformers"}) | sys.stdlib_module_names
+)
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual")
 SECRETS = {
-    "a token of the Hub": re.compile(rb"\bhf_[A-Za-z0-9]{20,}"),
-    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "an access key": re.compile(rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}|\bsk-[A-Za-z0-9_-]{32,}"),
+    "a token of the Hub": re.compile(rb"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"),
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"),
+    "an access key": re.compile(
+        rb"\b(?:"
+        rb"(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # AWS
+        rb"|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22,}"  # GitHub
+        rb"|gl(?:pat|dt|rt|cbt|ptt|ft|soat)-[A-Za-z0-9_.-]{20,}"  # GitLab
+        rb"|xox[a-z]-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{10,}"  # Slack
+        rb"|AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}|GOCSPX-[A-Za-z0-9_-]{20,}"  # Google
+        rb"|sk-[A-Za-z0-9_-]{32,}|[rs]k_live_[A-Za-z0-9]{20,}"  # OpenAI, Anthropic, Stripe
+        rb"|wandb_v\d_[A-Za-z0-9_]{20,}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,}|dckr_pat_[A-Za-z0-9_-]{20,}"
+        rb"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"  # JSON web token
+        rb")"
+    ),
+    "a secret access key": re.compile(  # of AWS, Azure and wandb: bare characters, known by the name before them
+        rb"(?i:aws.{0,20}secret.{0,20}|secret.?access.?key.{0,8}|AccountKey)[\s\"':=]{1,8}[A-Za-z0-9/+]{40,}"
+        rb"|(?i:wandb)[^\n]{0,60}(?:\n[^\n]{0,60}){0,3}?\b[0-9a-f]{40}\b"
+    ),
+    "a password": re.compile(rb"\b[a-z][a-z0-9+.-]*://[^\s/:@<>{}\"']+:[^\s/:@<>{}\"']+@[\w.-]+"),  # in an address
 }
-ABSOLUTE_PATH = re.compile(r"(?<![\w.~/<-])/[A-Za-z]\w*/[^\s\"'`)]*|\b[A-Za-z]:\\+Users\\+[^\s\"'`)]*")
+# Of text; `\/` is how JSON may write a slash.
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w.~/<-])/[A-Za-z]\w*/[^\s\"'`)]*"
+    r"|\bfile:/+[^\s\"'`)]+"
+    r"|\b[A-Za-z]:\\+Users\\+[^\s\"'`)]*|\b[A-Za-z]:(?:\\{1,2}|/)[\w.-]+(?:\\{1,2}|/)[^\s\"'`)]*"
+)
+# Of sound and pictures, where two slashes may come by chance.
+HOME_PATH = re.compile(
+    rb"/(?:home|root|Users|mnt|media|tmp|opt|srv|scratch|workspace|data|var)/[\w.-]{2,}[\w./-]*"
+    rb"|[A-Za-z]:\\{1,2}Users\\{1,2}[\w.-]{2,}"
+)
+ARCHIVES = {b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c", b"\x04\x22\x4d\x18"}
+RUNS_CODE = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "PERSID"})
+CHECKED_BYTES = 2**20  # of a file, when its kind is looked for
+MAX_PICKLE_OPERATIONS = 10_000  # that are looked at; no other file begins with so many
 RECORDINGS = Path(__file__).parents[1] / "tests" / "audio"  # of a clone
 
 # Runs where this package cannot be imported. Prints the digest of each recording's tokens.
@@ -64,21 +100,23 @@ def check_folder(folder: Path, recordings: Path = RECORDINGS) -> Iterator[tuple[
 
     Yields:
         What was checked, and what is wrong: nothing, if all is well. What needs a process of its own comes last, and
-        only if all else is well.
+        only if weights, code and `tokens.json` are well.
     """
     files = published_files(folder)
-    sound = True
-    for title, problems in (
-        ("weights are safetensors, and nothing is a pickle", _weights(folder, files)),
-        ("code is complete", _code(folder)),
-        ("the card's metadata and licence", _card(folder)),
-        ("no secret", _secrets(folder, files)),
-        ("no absolute path", _absolute_paths(folder, files)),
+    loadable = True
+    for title, problems, needed in (
+        ("weights are safetensors, and nothing is a pickle", _weights(folder, files), True),
+        ("code is complete", _code(folder), True),
+        ("the card's metadata and licence", _card(folder), False),
+        ("no secret", _secrets(folder, files), False),
+        ("no absolute path", _absolute_paths(folder, files), False),
+        ("no link out of the folder", _links(folder), True),
+        (f"the recordings of {TOKENS_NAME} are there", _noted_tokens(folder, recordings), True),
     ):
         found = list(problems)
-        sound = sound and not found
+        loadable = loadable and not (needed and found)
         yield title, found
-    if sound:
+    if loadable:
         yield (
             "every auto class loads in a fresh process, and the tokens are those noted",
             list(_loads(folder, recordings)),
@@ -87,23 +125,50 @@ def check_folder(folder: Path, recordings: Path = RECORDINGS) -> Iterator[tuple[
 
 def _weights(folder: Path, files: list[Path]) -> Iterator[str]:
     for file in files:
-        if file.suffix in PICKLE_SUFFIXES or _is_pickle(folder / file):
-            yield f"{file} is a pickle, which runs code when it is read"
+        if problem := _opaque(folder / file):
+            yield f"{file} {problem}"
     if not (folder / SAFE_WEIGHTS_NAME).is_file():
         yield f"no {SAFE_WEIGHTS_NAME}"
         return
     try:
         with safe_open(folder / SAFE_WEIGHTS_NAME, "pt"):
             pass
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         yield f"{SAFE_WEIGHTS_NAME} cannot be read: {error}"
 
 
-def _is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle of protocol 2 or later, or an archive, as torch writes it."""
+def _opaque(path: Path) -> str | None:
+    """Why reading a file would run code, or why what is in it cannot be checked."""
     with path.open("rb") as file:
-        start = file.read(2)
-    return (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")) or zipfile.is_zipfile(path)
+        start = file.read(CHECKED_BYTES)
+    if path.suffix in PICKLE_SUFFIXES or _is_pickle(start):
+        return "is a pickle, which runs code when it is read"
+    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path) or any(start.startswith(each) for each in ARCHIVES):
+        return "is an archive: it may hold a pickle, which runs code when it is read"
+    if start.startswith(b"\x93NUMPY"):
+        try:
+            np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            return f"is an array of objects, which is a pickle, or damaged: {error}"
+    return None
+
+
+def _is_pickle(start: bytes) -> bool:
+    """Whether the first bytes of a file are a pickle, of any protocol, that runs code or has nothing behind it."""
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return True
+    names: list[str] = []
+    try:
+        for count, (operation, _, position) in enumerate(pickletools.genops(start), 1):
+            names.append(operation.name)
+            if operation.name == "STOP":
+                last = not start[(position or 0) + 1 :].strip()
+                return not RUNS_CODE.isdisjoint(names) or (last and count > 2)
+            if count == MAX_PICKLE_OPERATIONS:
+                return True
+    except (ValueError, IndexError, OverflowError):  # no pickle, or a long one that was cut here
+        return len(start) == CHECKED_BYTES and len(names) > 3 and not RUNS_CODE.isdisjoint(names)
+    return False
 
 
 def _code(folder: Path) -> Iterator[str]:
@@ -111,15 +176,17 @@ def _code(folder: Path) -> Iterator[str]:
     needed: dict[str, str] = {}
     for name in (CONFIG_NAME, "preprocessor_config.json", "tokenizer_config.json"):
         try:
-            auto_map = json.loads((folder / name).read_text("utf-8")).get("auto_map", {})
-        except (OSError, ValueError) as error:
+            auto_map = dict(json.loads((folder / name).read_text("utf-8")).get("auto_map", {}))
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             yield f"{name}: {error}"
             continue
         if not auto_map:
             yield f"{name} names no class"
         for reference in auto_map.values():
             for each in reference if isinstance(reference, list) else [reference]:
-                if each is not None:
+                if each is not None and not isinstance(each, str):
+                    yield f"{name}: its `auto_map` must hold names of classes, got {each!r}"
+                elif each is not None:
                     needed.setdefault(each.split(".")[0], name)
     pending = list(needed)
     while pending:
@@ -140,7 +207,7 @@ def _imports(path: Path) -> tuple[set[str], list[str]]:
     siblings, wrong = set(), []
     try:
         tree = ast.parse(path.read_text("utf-8"))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return set(), [f"{path.name} is no Python: {error}"]
     guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
     for node in ast.walk(tree):
@@ -163,7 +230,7 @@ def _card(folder: Path) -> Iterator[str]:
         return
     try:
         data = ModelCard.load(folder / CARD_NAME).data
-    except (ValueError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
         yield f"{CARD_NAME}: {error}"
         return
     if not isinstance(data.license, str) or not data.license:
@@ -189,10 +256,15 @@ def _list(value: str | list[str] | None) -> list[str]:
 
 def _secrets(folder: Path, files: list[Path]) -> Iterator[str]:
     for file in files:
-        content = _header(folder / file) if file.suffix == ".safetensors" else (folder / file).read_bytes()
+        content = _content(folder / file)
+        views = (content, content.replace(b"\0", b"")) if b"\0" in content else (content,)  # of UTF-16 and UTF-32
         for name, pattern in SECRETS.items():
-            if pattern.search(content):
+            if any(pattern.search(view) for view in views):
                 yield f"{file} holds {name}"
+
+
+def _content(path: Path) -> bytes:
+    return _header(path) if path.suffix == ".safetensors" else path.read_bytes()
 
 
 def _header(path: Path) -> bytes:
@@ -203,31 +275,75 @@ def _header(path: Path) -> bytes:
 
 def _absolute_paths(folder: Path, files: list[Path]) -> Iterator[str]:
     for file in files:
-        content = (folder / file).read_bytes() if file.suffix != ".safetensors" else _header(folder / file)
-        try:
-            found = ABSOLUTE_PATH.search(content.decode("utf-8"))
-        except UnicodeDecodeError:  # sound or picture
-            continue
+        content = _content(folder / file)
+        text = _text(content)
+        if text is None:  # sound or picture, which may have a text somewhere
+            found = [match.decode("utf-8", "replace") for match in HOME_PATH.findall(content)]
+        else:
+            found = [match[0] for match in ABSOLUTE_PATH.finditer(text.replace("\\/", "/"))]
         if found:
-            yield f"{file} names a path of one machine: {found[0]}"
+            yield f"{file} names a path of one machine: {', '.join(list(dict.fromkeys(found))[:5])}"
 
 
-def _loads(folder: Path, recordings: Path) -> Iterator[str]:
+def _text(content: bytes) -> str | None:
+    """A text of any of the usual encodings; `None` for anything else."""
+    marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+             (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+    encodings = [name for mark, name in marks if content.startswith(mark)]
+    if not encodings and b"\0" in content:  # every second byte of Latin letters in UTF-16
+        zeros = [content[place::2].count(0) for place in (0, 1)]
+        if max(zeros) > 0.4 * len(content) / 2:
+            encodings.append("utf-16-be" if zeros[0] > zeros[1] else "utf-16-le")
+    for encoding in (*encodings, "utf-8"):
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    control = sum(content.count(value) for value in range(32) if value not in b"\t\n\r\f\x1b")
+    return None if control else content.decode("latin-1")
+
+
+def _links(folder: Path) -> Iterator[str]:
+    """Links are sent as what they point to: to the package's code, in a clone, or to a file of the folder itself."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_symlink()):
+        name, target = path.relative_to(folder), path.resolve()
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        if not target.exists():
+            yield f"{name} is a link to nothing"
+        elif path.is_dir():
+            yield f"{name} is a link to a folder, which is not sent"
+        elif not target.is_relative_to(folder.resolve()) and not (
+            target.parent.name == Path(__file__).parent.name and target.suffix == ".py" and target.name == path.name
+        ):
+            yield f"{name} is a link to a file outside the folder: copy the file to its place"
+
+
+def _noted_tokens(folder: Path, recordings: Path) -> Iterator[str]:
+    """What is wrong with the digests of tokens that a fresh process is to compare."""
     if not (folder / TOKENS_NAME).is_file():
         yield f"no {TOKENS_NAME}: in a clone, `python -m training.model_card tokens {folder} RECORDING` writes it"
         return
     try:
-        noted = dict(json.loads((folder / TOKENS_NAME).read_text("utf-8")))
-    except (ValueError, TypeError) as error:
+        noted = json.loads((folder / TOKENS_NAME).read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
         yield f"{TOKENS_NAME} is damaged: {error}"
         return
-    found = {name: next((p for p in (folder / name, recordings / name) if p.is_file()), None) for name in noted}
-    if missing := [name for name, path in found.items() if path is None]:
-        yield f"{TOKENS_NAME} tells of {', '.join(missing)}, which is neither in the folder nor in {recordings}"
-        return
-    if not noted:
+    if not isinstance(noted, dict) or not all(isinstance(digest, str) for digest in noted.values()):
+        yield f"{TOKENS_NAME} is damaged: it must map names of recordings to SHA-256 digests"
+    elif not noted:
         yield f"{TOKENS_NAME} tells of no recording"
-        return
+    elif missing := [name for name in noted if _recording(folder, recordings, name) is None]:
+        yield f"{TOKENS_NAME} tells of {', '.join(missing)}, which is neither in the folder nor in {recordings}"
+
+
+def _recording(folder: Path, recordings: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, recordings / name) if path.is_file()), None)
+
+
+def _loads(folder: Path, recordings: Path) -> Iterator[str]:
+    noted = json.loads((folder / TOKENS_NAME).read_text("utf-8"))
+    found = {name: _recording(folder, recordings, name) for name in noted}
     paths = {str(path.absolute()): name for name, path in found.items() if path is not None}
     with tempfile.TemporaryDirectory() as place:
         environment = {**os.environ, "HF_HOME": place, "HF_HUB_OFFLINE": "1"}

@@ -99,30 +99,33 @@ class AudioTokenStream:
         ready = len(self._pending) if last else len(self._pending) // chunk_samples * chunk_samples
         if ready == 0:
             return []
-        final, self._pending = self._pending[:ready], self._pending[ready:]
+        final = [torch.from_numpy(self._pending[:ready])]
         if self._salience is None:
-            return model.waveforms_to_ids([torch.from_numpy(final)])[0]
-        [ids], [salience] = model.waveforms_to_ids_with_salience([torch.from_numpy(final)])
-        self._salience.append(salience)
+            ids = model.waveforms_to_ids(final)[0]
+        else:
+            [ids], [salience] = model.waveforms_to_ids_with_salience(final)
+            self._salience.append(salience)
+        self._pending = self._pending[ready:]  # only now: after an error, nothing is lost
         return ids
 
     def _take_causally(self, model: Any, last: bool) -> list[int]:
         # Pending are the margin before the next frame, and what has come since.
         hop, margin = model.config.hop_length, model.spectral_features.margin
-        if not self._started:
-            self._pending = np.pad(self._pending, (margin, 0))
-            self._started = True
-        frames = max(0, len(self._pending) - 2 * margin) // hop
+        pending = self._pending if self._started else np.pad(self._pending, (margin, 0))
+        frames = max(0, len(pending) - 2 * margin) // hop
         if last:
-            frames = -(-(len(self._pending) - margin) // hop)
-            self._pending = np.pad(self._pending, (0, frames * hop + 2 * margin - len(self._pending)))
-        ids: list[int] = []
-        for _ in range(frames):
-            block = torch.from_numpy(self._pending[: hop + 2 * margin]).to(model.device)
-            encoded = model.encode_block(block, self._memory)
-            self._memory = encoded.memory
+            frames = -(-(len(pending) - margin) // hop)
+            pending = np.pad(pending, (0, frames * hop + 2 * margin - len(pending)))
+        memory, ids, saliences = self._memory, [], []
+        for frame in range(frames):
+            block = torch.from_numpy(pending[frame * hop : (frame + 1) * hop + 2 * margin]).to(model.device)
+            encoded = model.encode_block(block, memory)
+            memory = encoded.memory
             ids += model.latents_to_codes(encoded.latents).T.flatten().tolist()
             if self._salience is not None:
-                self._salience.append(torch.stack([gate.mean(dim=-1) for gate in encoded.gates], dim=-1))
-            self._pending = self._pending[hop:]
+                saliences.append(torch.stack([gate.mean(dim=-1) for gate in encoded.gates], dim=-1))
+        # Only now: after an error, nothing is lost.
+        self._pending, self._memory, self._started = pending[frames * hop :], memory, True
+        if self._salience is not None:
+            self._salience += saliences
         return ids

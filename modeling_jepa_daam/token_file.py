@@ -8,10 +8,12 @@ the paper's 128 dimensions of 4 levels. The header always takes 512 bytes, so a 
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import safetensors.numpy
@@ -27,6 +29,8 @@ from .packing import check_tokens, group_vocabulary_sizes
 FORMAT = "jepa-daam tokens"
 FORMAT_VERSION = "1"
 HEADER_BYTES = 512
+MAX_HEADER_BYTES = 65_536  # that are read; another safetensors file may have more
+COUNT = re.compile("[0-9]{1,18}")
 
 
 class TokenFileError(ValueError):
@@ -110,13 +114,10 @@ def read_token_file(path: str | os.PathLike, config: JepaDaamConfig) -> TokenFil
         TokenFileError: If it is truncated, corrupted, no token file, of a later version, or of another configuration.
     """
     path = Path(path)
-    data = path.read_bytes()
-    metadata = _metadata(path, data)
-    if metadata["config_digest"] != config.digest:
-        raise TokenFileError(
-            f"{path}: made by a model of another configuration "
-            f"({metadata['config_digest']}, this one is {config.digest})"
-        )
+    with open(path, "rb") as file:
+        metadata, num_samples = _checked_header(path, file, config)
+        file.seek(0)
+        data = file.read()
     try:
         tensors = safetensors.numpy.load(data)
     except SafetensorError as error:
@@ -127,16 +128,50 @@ def read_token_file(path: str | os.PathLike, config: JepaDaamConfig) -> TokenFil
     payload = frames.tobytes()
     if f"{zlib.crc32(payload):08x}" != metadata["crc32"]:
         raise TokenFileError(f"{path}: corrupted: CRC-32 is {zlib.crc32(payload):08x}, not {metadata['crc32']}")
-    num_samples, sampling_rate = int(metadata["num_samples"]), int(metadata["sampling_rate"])
-    if sampling_rate != config.sampling_rate or num_frames(num_samples, config.hop_length) != len(frames):
-        raise TokenFileError(f"{path}: corrupted: {num_samples} samples at {sampling_rate} Hz in {len(frames)} frames")
+    if num_frames(num_samples, config.hop_length) != len(frames):
+        raise TokenFileError(f"{path}: corrupted: {num_samples} samples in {len(frames)} frames")
     sizes = group_vocabulary_sizes(config.levels, config.group_size)
     limit = math.prod(sizes)
     values = [int.from_bytes(frame.tobytes(), "big") for frame in frames]
     if any(value >= limit for value in values):
         raise TokenFileError(f"{path}: corrupted: a frame's value is out of range")
     ids = np.array([token for value in values for token in _frame_tokens(value, sizes)], dtype=np.int64)
-    return TokenFile(ids, num_samples, sampling_rate, metadata["config_digest"])
+    return TokenFile(ids, num_samples, config.sampling_rate, metadata["config_digest"])
+
+
+def read_num_samples(path: str | os.PathLike, config: JepaDaamConfig) -> int:
+    """The length of a token file's recording, in samples; reads nothing but the header.
+
+    Args:
+        path: Where from.
+        config: Configuration of the model that is to decode the tokens.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TokenFileError: If the header is not that of a token file of this configuration, or the file's size is not what
+            the header says.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        return _checked_header(path, file, config)[1]
+
+
+def _checked_header(path: Path, file: BinaryIO, config: JepaDaamConfig) -> tuple[dict[str, str], int]:
+    """Metadata and number of samples, which fit the configuration and the file's size."""
+    metadata, header_bytes = _metadata(path, file)
+    if metadata["config_digest"] != config.digest:
+        raise TokenFileError(
+            f"{path}: made by a model of another configuration "
+            f"({metadata['config_digest']}, this one is {config.digest})"
+        )
+    num_samples, size = int(metadata["num_samples"]), os.fstat(file.fileno()).st_size
+    if metadata["sampling_rate"] != str(config.sampling_rate) or num_samples < 1:
+        raise TokenFileError(f"{path}: corrupted: {num_samples} samples at {metadata['sampling_rate']} Hz")
+    expected = header_bytes + num_frames(num_samples, config.hop_length) * bytes_per_frame(config)
+    if size != expected:
+        what = "truncated" if size < expected else "corrupted"
+        raise TokenFileError(f"{path}: {what}: {num_samples} samples take {expected} bytes, the file has {size}")
+    return metadata, num_samples
 
 
 def _frame_integer(tokens: Sequence[int], sizes: Sequence[int]) -> int:
@@ -168,20 +203,27 @@ def _metadata_crc32(metadata: dict[str, str]) -> str:
     return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
-def _metadata(path: Path, data: bytes) -> dict[str, str]:
-    """The checked metadata of a token file's bytes."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or data[8:9] != b"{":
-        raise TokenFileError(f"{path}: not a token file" if data else f"{path}: truncated: the file is empty")
-    if len(data) < 8 + length:
-        raise TokenFileError(f"{path}: truncated: {len(data)} bytes, the header alone takes {8 + length}")
+def _metadata(path: Path, file: BinaryIO) -> tuple[dict[str, str], int]:
+    """The checked metadata of a token file, and the bytes of its header; reads no more than these."""
+    start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 8 or start[8:] != b"{":
+        raise TokenFileError(f"{path}: not a token file" if start else f"{path}: truncated: the file is empty")
+    size = os.fstat(file.fileno()).st_size
+    if size < 8 + length:
+        raise TokenFileError(f"{path}: truncated: {size} bytes, the header alone takes {8 + length}")
+    if length > MAX_HEADER_BYTES:
+        raise TokenFileError(f"{path}: not a token file: its header takes {length} bytes")
     try:
-        header = json.loads(data[8 : 8 + length])
+        header = json.loads(start[8:] + file.read(length - 1))
         metadata = header.get("__metadata__", {})
     except (ValueError, AttributeError, RecursionError) as error:
         raise TokenFileError(f"{path}: corrupted: the header is not JSON") from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise TokenFileError(f"{path}: not a token file (no '{FORMAT}' in its header)")
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise TokenFileError(f"{path}: corrupted: '{key}' must be a text in its header, got {str(value)[:40]}")
     if metadata.get("format_version") != FORMAT_VERSION:
         raise TokenFileError(
             f"{path}: of format version {metadata.get('format_version')}, this package reads {FORMAT_VERSION}"
@@ -190,6 +232,6 @@ def _metadata(path: Path, data: bytes) -> dict[str, str]:
         raise TokenFileError(f"{path}: corrupted: the CRC-32 of its metadata does not fit")
     for key in ("config_digest", "sampling_rate", "num_samples", "crc32"):
         value = metadata.get(key, "")
-        if not value or (key in ("sampling_rate", "num_samples") and not value.isdecimal()):
-            raise TokenFileError(f"{path}: corrupted: '{key}' is {value!r} in its header")
-    return metadata
+        if not value or (key in ("sampling_rate", "num_samples") and not COUNT.fullmatch(value)):
+            raise TokenFileError(f"{path}: corrupted: '{key}' is {value[:40]!r} in its header")
+    return metadata, 8 + length

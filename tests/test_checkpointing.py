@@ -87,3 +87,30 @@ def test_a_half_written_one_is_no_checkpoint(run, monkeypatch):
     remove_half_written(folder)
     assert not list(folder.glob(".step-*"))
     assert len(list_checkpoints(folder)) == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "[]",
+        "3",
+        '{"step": 3}',
+        '{"step": 3, "world_size": 1, "files": []}',
+        '{"step": 3, "world_size": 1, "files": {}}',
+        '{"step": 3, "world_size": 1, "files": {"model.safetensors": 5}}',
+        '{"step": 1000000000000, "world_size": 1, "files": FILES}',
+        '{"step": "3", "world_size": 1, "files": FILES}',
+        '{"step": 3, "world_size": 1e400, "files": FILES}',
+        '{"step": 3, "world_size": "many", "files": FILES}',
+        '{"step": 3, "world_size": 0, "files": FILES}',
+    ],
+)
+def test_a_manifest_edited_by_hand_is_a_damaged_checkpoint(run, content):
+    accelerator, model, folder = run
+    newest = list_checkpoints(folder)[-1]
+    files = json.dumps(json.loads((newest / MANIFEST).read_text())["files"])
+    (newest / MANIFEST).write_text(content.replace("FILES", files))
+    with pytest.raises(DamagedCheckpointError, match=rf"step-00000003 is damaged \(.*{MANIFEST}\); .*step-00000002"):
+        load_checkpoint(accelerator, newest)
+    assert torch.equal(model.weight, torch.full((2, 3), 3.0))

@@ -135,7 +135,7 @@ def test_nobody_loads_a_private_repository_without_the_token(hub, ready, monkeyp
 
 
 def test_a_broken_connection_publishes_nothing_and_the_same_command_goes_on(hub, folder, monkeypatch):
-    monkeypatch.setattr("modeling_jepa_daam.cli_hub.check_folder", lambda *_: [])
+    monkeypatch.setattr("modeling_jepa_daam.publishing_checks.check_folder", lambda *_: [])
     weights, clip = (sha256_of(folder / name) for name in ("model.safetensors", "samples/sentence.flac"))
     hub.broken = {weights}
     code, said = push(folder, REPO)
@@ -158,7 +158,7 @@ def test_a_broken_connection_publishes_nothing_and_the_same_command_goes_on(hub,
 
 @pytest.mark.parametrize(("token", "message"), [("hf_wrong", "Invalid user token"), (None, "Token is required")])
 def test_a_wrong_token_publishes_nothing(hub, ready, monkeypatch, token, message):
-    monkeypatch.setattr("modeling_jepa_daam.cli_hub.check_folder", lambda *_: [])
+    monkeypatch.setattr("modeling_jepa_daam.publishing_checks.check_folder", lambda *_: [])
     monkeypatch.delenv("HF_TOKEN")
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
@@ -171,7 +171,7 @@ def test_a_wrong_token_publishes_nothing(hub, ready, monkeypatch, token, message
 
 
 def test_another_checkpoint_is_replaced_only_when_asked(hub, ready, folder, monkeypatch, tmp_path):
-    monkeypatch.setattr("modeling_jepa_daam.cli_hub.check_folder", lambda *_: [])
+    monkeypatch.setattr("modeling_jepa_daam.publishing_checks.check_folder", lambda *_: [])
     publish(ready, REPO)
     (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMore.\n")
     publish(folder, REPO)

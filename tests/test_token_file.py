@@ -95,7 +95,7 @@ def test_every_flipped_bit_is_refused_or_harmless(path):
 
 def test_appended_bytes_are_refused(path):
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(TokenFileError, match="truncated or corrupted"):
+    with pytest.raises(TokenFileError, match="corrupted: .* samples take .* bytes, the file has"):
         read_token_file(path, CONFIG)
 
 
@@ -122,6 +122,13 @@ def _with_metadata(path, **changes):
         ({"num_samples": "many"}, "corrupted: 'num_samples'"),
         ({"num_samples": "5"}, "corrupted: 5 samples"),
         ({"sampling_rate": "8000"}, "corrupted: .* 8000 Hz"),
+        ({"num_samples": 115200}, "corrupted: 'num_samples' must be a text in its header, got 115200"),
+        ({"num_samples": [[[]]]}, "corrupted: 'num_samples' must be a text"),
+        ({"num_samples": "9" * 5000}, "corrupted: 'num_samples' is '99999"),
+        ({"num_samples": "٣"}, "corrupted: 'num_samples' is '٣'"),
+        ({"num_samples": "0"}, "corrupted: 0 samples"),
+        ({"num_samples": "9" * 18}, "truncated: 9{18} samples take"),
+        ({"crc32": "0" * 70_000}, "not a token file: its header takes 70"),
     ],
 )
 def test_what_the_header_says_is_checked(path, changes, message):

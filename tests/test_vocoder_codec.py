@@ -67,6 +67,25 @@ def test_ids_of_a_frame_are_there_20_ms_after_its_last_sample(model, speech):
     assert stream.push(speech[9600 + 479 : 9600 + 480]) == ids_of(model, speech)[: model.config.tokens_per_frame]
 
 
+def test_a_stream_loses_nothing_when_the_model_fails_in_the_midst_of_a_piece(model, speech, monkeypatch):
+    stream, encode, calls = AudioTokenStream(Tokenizer(model), 24000, salience=True), JepaDaamModel.encode_block, []
+
+    def fail_at_the_third(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise MemoryError
+        return encode(self, *arguments)
+
+    ids = stream.push(speech[:10_000])
+    with monkeypatch.context() as patch:
+        patch.setattr(JepaDaamModel, "encode_block", fail_at_the_third)
+        with pytest.raises(MemoryError):
+            stream.push(speech[10_000:60_000])
+    ids += stream.push(speech[60_000:]) + stream.close()
+    assert ids == ids_of(model, speech)
+    assert len(stream.salience()) * model.config.tokens_per_frame == len(ids)
+
+
 def test_later_sound_does_not_change_earlier_tokens(model, speech):
     changed = speech.copy()
     changed[5 * 9600 + 480 :] *= -0.3

@@ -90,7 +90,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: str | os.PathLike) -> 
             "start it with as many"
         )
     accelerator.load_state(str(checkpoint))
-    return manifest["step"], json.loads(_position_file(checkpoint, accelerator.process_index).read_text())
+    return manifest["step"], json.loads(_position_file(checkpoint, accelerator.process_index).read_text("utf-8"))
 
 
 def verify_checkpoint(checkpoint: str | os.PathLike) -> dict:
@@ -101,13 +101,17 @@ def verify_checkpoint(checkpoint: str | os.PathLike) -> dict:
     """
     checkpoint = Path(checkpoint)
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = json.loads((checkpoint / MANIFEST).read_text("utf-8"))
+        files, processes = manifest["files"], manifest["world_size"]
         wrong = [
             name
-            for name, digest in manifest["files"].items()
+            for name, digest in files.items()
             if not (checkpoint / name).is_file() or _digest(checkpoint / name) != digest
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+        place = _position_file(checkpoint, 0).name
+        if checkpoint.name != f"step-{manifest['step']:08d}" or place not in files or not 0 < int(processes) < 1e6:
+            wrong.append(MANIFEST)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         wrong = [MANIFEST]
     if wrong:
         others = [path for path in list_checkpoints(checkpoint.parent) if path.name < checkpoint.name]

@@ -31,6 +31,7 @@ from .daam import DensityAdaptiveAttention, collecting_gates
 from .decoder import HifiGanDecoder
 from .encoder import JepaDaamEncoder
 from .files import (
+    check_json,
     check_readable,
     remove_replaced_weights,
     replacing,
@@ -174,6 +175,8 @@ class JepaDaamPreTrainedModel(PreTrainedModel):
         from_files = reference is not None and kwargs.get("state_dict") is None
         where = {name: kwargs[name] for name in _WHERE_FILES_ARE if name in kwargs}
         files: list[Path] | None = None
+        if reference is not None and os.path.isdir(folder := os.path.join(reference, kwargs.get("subfolder") or "")):
+            check_json(folder)
         if from_files and os.path.isdir(reference):
             files = weight_files(reference, kwargs.get("variant"), **where)
             for file in files:

@@ -1,6 +1,5 @@
 """The tokenizer: audio to ids of a 16384-entry vocabulary and back, with the interface of any Hub tokenizer."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from .audio import check_sampling_rate, file_source, load_audio, read_blocks, to
 from .configuration_jepa_daam import MAX_SIZE, JepaDaamConfig
 from .decode_stream import AudioDecodeStream
 from .feature_extraction_jepa_daam import JepaDaamFeatureExtractor
-from .files import write_json
+from .files import check_json, check_readable, read_json_object, weight_files, write_json
 from .framing import check_integer, num_frames
 from .model_cache import cached_model, codec_digest
 from .modeling_jepa_daam import JepaDaamModel
@@ -87,6 +86,8 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         self.group_size = check_integer(group_size, "group_size")
         if self.num_dimensions > MAX_SIZE:
             raise ValueError(f"`num_dimensions` must be at most {MAX_SIZE}, got {self.num_dimensions}")
+        if not isinstance(fsq_levels, (list, tuple)):
+            raise TypeError(f"`fsq_levels` must be a list of integers, got {fsq_levels!r}")
         self.fsq_levels = [check_integer(level, "fsq_levels", low=2) for level in fsq_levels]
         if not self.fsq_levels:
             raise ValueError("`fsq_levels` must not be empty")
@@ -320,14 +321,21 @@ class JepaAudioTokenizer(PreTrainedTokenizer):
         # would make one with the paper's rates.
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS & kwargs.keys()}
         try:
-            cached_file(path, TOKENIZER_CONFIG_FILE, revision=revision, **hub)
+            file = cached_file(path, TOKENIZER_CONFIG_FILE, revision=revision, **hub)
         except OSError as error:
             raise OSError(f"{path} is neither a folder with a tokenizer nor such a Hub id: {error}") from error
+        assert file is not None  # it raises where there is none
+        _check_settings(file, read_json_object(file))
+        if os.path.isdir(path):
+            check_json(path)
+            for weights in weight_files(path) if _holds_codec(path) else ():
+                check_readable(weights)
         tokenizer = super().from_pretrained(path, *args, revision=revision, **kwargs)
         local = os.path.join(path, LOCAL_CODEC_FILE)
         if tokenizer.codec is None and os.path.isdir(path) and os.path.isfile(local):
-            with open(local, encoding="utf-8") as file:
-                tokenizer.codec = json.load(file)["codec"]
+            tokenizer.codec = read_json_object(local).get("codec")
+            if not isinstance(tokenizer.codec, str):
+                raise ValueError(f"{local} is damaged: `codec` must be a path, got {tokenizer.codec!r}")
         if tokenizer.codec is None and revision != "main":
             tokenizer.codec_revision = revision
         if os.path.isdir(tokenizer.codec_reference):
@@ -920,10 +928,24 @@ def _integers(values: Any, name: str, max_ndim: int = 1) -> Tensor:
 def _holds_codec(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a model of this package (and not, say, a language model that was trained on its ids)."""
     config = os.path.join(os.fspath(folder), "config.json")
-    if not os.path.isfile(config):
-        return False
-    with open(config, encoding="utf-8") as file:
-        return json.load(file).get("model_type") == JepaDaamConfig.model_type
+    return os.path.isfile(config) and read_json_object(config).get("model_type") == JepaDaamConfig.model_type
+
+
+def _check_settings(file: str, settings: dict) -> None:
+    """Refuse a tokenizer's file whose tokens have been damaged; the numbers are checked where they are used.
+
+    Raises:
+        ValueError: If they have; names the key.
+    """
+    added = settings.get("added_tokens_decoder", {})
+    if not isinstance(added, dict) or not all(
+        index.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
+        for index, token in added.items()
+    ):
+        raise ValueError(f"{file} is damaged: `added_tokens_decoder` must map ids to tokens, got {str(added)[:80]}")
+    for name in ("pad_token", "bos_token", "eos_token"):
+        if not isinstance(settings.get(name), (str, dict, type(None))):
+            raise ValueError(f"{file} is damaged: `{name}` must be a text, got {settings[name]!r}")
 
 
 def _is_path(codec: str) -> bool:

@@ -48,18 +48,18 @@ class AudioDecodeStream:
             `(samples,)`, float32: what became final, maybe nothing.
 
         Raises:
-            ValueError: If an id is out of range, or the stream is closed.
+            ValueError: If an id is out of range, or the stream is closed; the stream is as it was before.
             TypeError: If ids are not integers.
         """
         self._check_open()
-        if len(input_ids) > 0:
-            self._ids += self._tokenizer.audio_ids(input_ids)
         width = self._tokenizer.tokens_per_frame
-        whole = len(self._ids) - len(self._ids) % width
-        if whole:
-            self._frames += self._tokenizer.frames(self._ids[:whole]).unbind()
-            self._ids = self._ids[whole:]
-            self.num_frames += whole // width
+        ids = self._ids + (self._tokenizer.audio_ids(input_ids) if len(input_ids) > 0 else [])
+        if ids:  # those of a frame that is not whole yet are checked too: what is refused leaves no trace
+            frames = self._tokenizer.frames([*ids, *[0] * (-len(ids) % width)])
+            whole = len(ids) // width
+            self._frames += frames[:whole].unbind()
+            self._ids = ids[whole * width :]
+            self.num_frames += whole
         pieces = [np.zeros(0, np.float32)]
         while len(self._frames) - self._context - self.delay_frames >= self._frames_per_piece:
             pieces.append(self._decode(self._frames_per_piece))

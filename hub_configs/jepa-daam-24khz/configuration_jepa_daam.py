@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME
 
-from .files import weights_beside
+from .files import read_json_object, weights_beside
 from .packing import group_levels, group_vocabulary_sizes, repeat_levels
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ AUTO_MAP = {
 IntSequence = list[int] | tuple[int, ...]
 Number = float | int
 MAX_SIZE = 1_000_000  # of any count or width; one more digit is a slip, and would fill the memory
+MAX_LAYERS = 1000  # of any kind: each is an object in memory, also where its weights are not
 MAX_CHUNK_S = 15.0  # what the encoder sees at once in training
 
 
@@ -298,8 +301,9 @@ class JepaDaamConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must not be empty")
             if any(item < low for item in values):
                 raise ValueError(f"`{name}` must be at least {low}, got {value}")
-            if any(item > MAX_SIZE for item in values):
-                raise ValueError(f"`{name}` must be at most {MAX_SIZE}, got {value}")
+            limit = MAX_LAYERS if name.endswith(("_layers", "_blocks", "_stages")) else MAX_SIZE
+            if len(values) > MAX_LAYERS or any(item > limit for item in values):
+                raise ValueError(f"`{name}` must be at most {limit}, of {MAX_LAYERS} entries, got {str(value)[:80]}")
         for name in ("hidden_dropout", "attention_dropout", "mask_ratio", "mask_max_span", "ema_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}")
@@ -352,6 +356,10 @@ class JepaDaamConfig(PreTrainedConfig):
             raise ValueError(
                 "`encoder_kernel_sizes`, `decoder_kernel_sizes` and `conv_kernel_size` must be odd and positive, got "
                 f"{self.encoder_kernel_sizes}, {self.decoder_kernel_sizes} and {self.conv_kernel_size}"
+            )
+        if any(kernel > MAX_SIZE for kernel in kernels):
+            raise ValueError(
+                f"`decoder_kernel_sizes` must be at most {MAX_SIZE}, got {str(self.decoder_kernel_sizes)[:80]}"
             )
         if any(not stage for stage in self.decoder_kernel_sizes):
             raise ValueError(
@@ -435,10 +443,11 @@ class JepaDaamConfig(PreTrainedConfig):
                 )
 
     def _check_packing(self):
-        if self.vocab_size >= 2**63:
+        bits = max(sum(map(math.log2, group)) for group in group_levels(self.levels, self.group_size))
+        if bits > 64 or self.vocab_size >= 2**63:  # the exact number only where it is not astronomical
             raise ValueError(
                 f"`group_size` must be small enough for 64-bit token ids: {self.group_size} dimensions of "
-                f"`fsq_levels` {self.fsq_levels} hold {self.vocab_size} values"
+                f"`fsq_levels` {str(self.fsq_levels)[:80]} hold 2 to the power of {bits:.1f} values"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -452,8 +461,11 @@ class JepaDaamConfig(PreTrainedConfig):
 
         Raises:
             OSError: If there is no `config.json`.
-            ValueError: If it is that of another kind of model.
+            ValueError: If it is damaged, or that of another kind of model.
         """
+        path = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "", CONFIG_NAME)
+        if os.path.isfile(path):
+            read_json_object(path)
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not values:
             raise OSError(f"no config.json in {pretrained_model_name_or_path}")

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-
 WEIGHTS_NAME = re.compile(r"model(\.[^.]+)?(-\d{5}-of-\d{5})?\.safetensors")  # of a variant, of a shard
 LFS_POINTER = b"version https://git-lfs"
+MAX_JSON_BYTES = 50_000_000
+CHECKED_JSON = frozenset({"added_tokens.json", "config.json", "preprocessor_config.json", "tokenizer_config.json"})
+
+# transformers and safetensors are imported where they are used: reading sound needs neither.
 
 
 @contextlib.contextmanager
@@ -50,6 +51,35 @@ def write_json(path: str | os.PathLike, content: Any) -> Path:
     return Path(path)
 
 
+def read_json_object(path: str | os.PathLike) -> dict:
+    """Read a JSON file that must hold an object.
+
+    Raises:
+        ValueError: If it is damaged, nested too deeply, of more than 50 MB, or holds something else.
+        OSError: If it cannot be read.
+    """
+    if os.path.getsize(path) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is damaged: {os.path.getsize(path)} bytes are too many for it")
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it must hold an object, got {type(value).__name__}")
+    return value
+
+
+def check_json(folder: str | os.PathLike) -> None:
+    """Refuse a checkpoint's folder whose JSON is damaged, before anything is made of it.
+
+    Raises:
+        ValueError: If a file is damaged; names it.
+    """
+    for path in sorted(Path(folder).glob("*.json")):
+        if path.name in CHECKED_JSON:
+            read_json_object(path)
+
+
 def weights_sha256(reference: str | os.PathLike, **kwargs) -> str:
     """SHA-256 of a checkpoint's weights; of names and digests where they lie in several files.
 
@@ -59,10 +89,15 @@ def weights_sha256(reference: str | os.PathLike, **kwargs) -> str:
 
     Raises:
         OSError: If there are no weights in safetensors files.
+        ValueError: If one is damaged.
     """
+    from transformers.utils import SAFE_WEIGHTS_NAME
+
     files = weight_files(reference, **kwargs)
     if not files:
         raise OSError(f"no {SAFE_WEIGHTS_NAME} in {reference}")
+    for file in files:
+        check_readable(file)
     if len(files) == 1:
         return sha256_of(files[0])
     return hashlib.sha256("\n".join(f"{file.name} {sha256_of(file)}" for file in files).encode()).hexdigest()
@@ -81,7 +116,9 @@ def weight_files(reference: str | os.PathLike, variant: str | None = None, **kwa
 
     Raises:
         OSError: If the index names a file that is not there.
+        ValueError: If the index is damaged.
     """
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
     def find(name: str) -> str | None:
         if variant is not None:  # model.safetensors -> model.fp16.safetensors
@@ -94,7 +131,10 @@ def weight_files(reference: str | os.PathLike, variant: str | None = None, **kwa
     index = find(SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
         return []
-    names = sorted(set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values()))
+    named = read_json_object(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise ValueError(f"{index} is damaged: `weight_map` must map tensors to files, got {str(named)[:80]}")
+    names = sorted(set(named.values()))
     shards = [cached_file(reference, name, **kwargs) for name in names]
     return [Path(shard) for shard in shards if shard is not None]
 
@@ -106,6 +146,8 @@ def weights_beside(folder: str | os.PathLike) -> str | dict[str, str] | None:
         SHA-256 of `model.safetensors`; for shards or variants a mapping of each file's name to its own; `None` if the
         folder has no weights.
     """
+    from transformers.utils import SAFE_WEIGHTS_NAME
+
     files = sorted(path for path in Path(folder).glob("model*.safetensors") if WEIGHTS_NAME.fullmatch(path.name))
     digests = {path.name: sha256_of(path) for path in files}
     return digests.get(SAFE_WEIGHTS_NAME) if digests.keys() <= {SAFE_WEIGHTS_NAME} else digests
@@ -126,16 +168,20 @@ def remove_replaced_weights(folder: str | os.PathLike) -> None:
 def check_readable(file: Path) -> None:
     """Refuse a weights file that is no safetensors file, by the reason.
 
+    Reads its header, whose sizes must add up to the file's, and not the weights themselves.
+
     Raises:
         ValueError: If it is a pointer of Git LFS, or cut off or damaged.
     """
+    from safetensors import SafetensorError, safe_open
+
     with open(file, "rb") as opened:
         if opened.read(len(LFS_POINTER)) == LFS_POINTER:
             raise ValueError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull` in its repository")
     try:
-        with safe_open(file, "pt"):
+        with safe_open(file, "np"):
             pass
-    except SafetensorError as error:
+    except (SafetensorError, OverflowError) as error:
         raise ValueError(f"{file} is damaged or not a safetensors file: {error}") from error
 
 

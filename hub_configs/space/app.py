@@ -21,6 +21,7 @@ from modeling_jepa_daam import JepaAudioTokenizer, TokenFileError, read_token_fi
 from modeling_jepa_daam.audio import read_blocks, write_audio
 from modeling_jepa_daam.plotting import plot_decoded, plot_recording
 from modeling_jepa_daam.salience import daam_gates
+from modeling_jepa_daam.token_file import read_num_samples
 
 MODEL = os.environ.get("JEPA_MODEL") or str(Path(__file__).absolute().parents[1] / "jepa-daam-24khz-small")
 if "JEPA_MODEL" not in os.environ and not Path(MODEL).is_dir():
@@ -53,7 +54,7 @@ def read_recording(path: str | None, sampling_rate: int) -> np.ndarray:
                 raise gr.Error(f"The recording is longer than {MAX_S} seconds: cut it.", title="Too long")
     except ValueError as error:
         reason = str(error).removeprefix("`audio`: ")
-        raise gr.Error(f"{Path(path).name}: {reason}", title="No sound in it") from error
+        raise gr.Error(f"{Path(path).name}: {reason}", title="Cannot read it") from error
     return np.concatenate(blocks)
 
 
@@ -85,12 +86,12 @@ def decode_file(path: str | None) -> Iterator[tuple]:
     tokenizer = load_tokenizer()
     rate, hop = tokenizer.sampling_rate, tokenizer.hop_length
     try:
+        if read_num_samples(path, tokenizer.model.config) > MAX_S * rate:  # before a long file is read
+            raise gr.Error(f"The tokens are of more than {MAX_S} seconds.", title="Too long")
         tokens = read_token_file(path, tokenizer.model.config)
     except TokenFileError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise gr.Error(f"{Path(path).name}: {reason}", title="No tokens in it") from error
-    if tokens.num_samples > MAX_S * rate:
-        raise gr.Error(f"The tokens are of more than {MAX_S} seconds.", title="Too long")
+        raise gr.Error(f"{Path(path).name}: {reason}", title="Cannot read it") from error
     decoded = tokenizer.decode_audio(tokens.input_ids, num_samples=tokens.num_samples)
     frames = tokenizer.frames(tokens.input_ids).numpy()
     with tempfile.TemporaryDirectory() as folder:

@@ -9,12 +9,10 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers.utils import logging as transformers_logging
 
 from ..cli_common import (
     EXIT_SOME_FAILED,
@@ -25,13 +23,14 @@ from ..cli_common import (
     console,
     errors,
     fail,
+    hide_progress_bars,
     load_config,
 )
-from .finished import REJECTED, Manifest, decode_sample, read_manifest, verify_corpus
-from .plan import PlannedShard
-from .ray_engine import tokenize_corpus_with_ray
-from .run import CorpusJob, CorpusRunError, Meters, tokenize_corpus
-from .sources import Source, guess_format
+from .finished import REJECTED, CorpusRunError, Manifest, decode_sample, read_manifest, verify_corpus
+
+if TYPE_CHECKING:
+    from .plan import PlannedShard
+    from .run import Meters
 
 MAX_NAMED = 20  # rejected recordings that are named at the end
 LOOK_S = 0.5  # between looks at the meters
@@ -103,7 +102,6 @@ def tokenize_corpus_command(
     Exit code 1: some recordings were rejected; they are named here and in OUT/rejected.jsonl. Files that are no
     recordings are named in OUT/skipped.jsonl.
     """
-    transformers_logging.disable_progress_bar()
     if verify or decode:
         corpus = output or Path(source)
         with _errors():
@@ -114,6 +112,12 @@ def tokenize_corpus_command(
         return
     if output is None:
         raise fail("IN and OUT must be given")
+    import torch
+
+    from .run import CorpusJob, Meters, tokenize_corpus
+    from .sources import Source, guess_format
+
+    hide_progress_bars()
     load_config(model)
     rank, world_size = _launched("rank", 0), _launched("world_size", 1)
     with _errors():
@@ -134,6 +138,8 @@ def tokenize_corpus_command(
         with _Display(meters) as display:
             manifest: Manifest | None
             if engine is Engine.ray:
+                from .ray_engine import tokenize_corpus_with_ray
+
                 manifest = tokenize_corpus_with_ray(job, jobs, ray_address, meters, display.on_shard, display.on_start)
             else:
                 manifest = tokenize_corpus(
@@ -176,6 +182,8 @@ def _check_engine(engine: Engine, ray_address: str | None, device: str, world_si
 
 def _devices(device: str) -> tuple[str, ...]:
     """Where models run: all GPUs, or the one that a launcher means this process to have."""
+    import torch
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and torch.cuda.is_available():
@@ -228,11 +236,15 @@ def _verify(corpus: Path) -> None:
     for problem in problems:
         errors.print(f"failed: {problem}", style="red", highlight=False, soft_wrap=True)
     if problems:
+        errors.print(
+            "the command that made the corpus makes what is damaged again, and leaves the rest", highlight=False
+        )
         raise typer.Exit(EXIT_SOME_FAILED)
     console.print(f"as it was written: {_summary(read_manifest(corpus))}", highlight=False, soft_wrap=True)
 
 
 def _decode(corpus: Path, model: str, count: int, folder: Path, device: str) -> None:
+    hide_progress_bars()
     written = decode_sample(corpus, model, count, folder, _devices(device)[0])
     console.print(f"{len(written)} rows as sound in {folder}", highlight=False, soft_wrap=True)
 
@@ -240,7 +252,7 @@ def _decode(corpus: Path, model: str, count: int, folder: Path, device: str) -> 
 class _Display:
     """A bar with audio-hours an hour, time left and rejected recordings."""
 
-    def __init__(self, meters: Meters):
+    def __init__(self, meters: "Meters"):
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -266,14 +278,14 @@ class _Display:
         self._show()
         self._progress.stop()
 
-    def on_start(self, shards: list[PlannedShard], total: int) -> None:
+    def on_start(self, shards: "list[PlannedShard]", total: int) -> None:
         """Called with what is left to do."""
         size = sum(shard.size for shard in shards)
         self._by_shards, self._start = size == 0, time.perf_counter()
         description = f"{len(shards)} of {total} shards"
         self._progress.reset(self._task, total=size or len(shards), description=description)
 
-    def on_shard(self, shard: PlannedShard, record: object) -> None:
+    def on_shard(self, shard: "PlannedShard", record: object) -> None:
         """Called when a shard is done."""
         self._done += 1
 

@@ -7,17 +7,23 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..audio import write_audio
 from ..files import sha256_of, weights_sha256
-from ..framing import num_frames
-from ..tokenization_jepa_daam import JepaAudioTokenizer
 from .shard import read_rows, row_digest
+
+if TYPE_CHECKING:
+    from ..tokenization_jepa_daam import JepaAudioTokenizer
 
 FORMAT = "jepa-daam corpus 1"
 MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
+
+
+class CorpusRunError(RuntimeError):
+    """A run that cannot go on; the same command goes on where it was, once the cause is gone."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +100,24 @@ def read_manifest(corpus: str | os.PathLike) -> Manifest:
         values = json.loads(path.read_text("utf-8"))
         if values["format"] != FORMAT:
             raise ValueError(f"it is of format {values['format']!r}, this package reads {FORMAT!r}")
-        return Manifest(
-            values["format"],
-            values["settings"],
-            [ShardRecord(**shard) for shard in values["shards"]],
-            values["rejected_sha256"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        shards = [ShardRecord(**shard) for shard in values["shards"]]
+        settings = values["settings"]
+        for place in (settings["model"], settings["corpus"], settings["packages"]):
+            if not isinstance(place, dict):
+                raise ValueError("its settings are not those of a run")
+        for name in ("sampling_rate", "hop_length"):
+            if not isinstance(settings["model"][name], int) or settings["model"][name] < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {settings['model'][name]!r}")
+        for number, shard in enumerate(shards):
+            if shard.file != shard_name(number, len(shards)):
+                raise ValueError(f"shard {number} must be {shard_name(number, len(shards))}, got {shard.file!r}")
+            for name in ("bytes", "rows", "tokens", "num_samples", "rejected"):
+                if not isinstance(getattr(shard, name), int) or getattr(shard, name) < 0:
+                    raise ValueError(f"`{name}` of {shard.file} must be a count, got {getattr(shard, name)!r}")
+        return Manifest(values["format"], settings, shards, values["rejected_sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is damaged: {reason}") from error
 
 
 def shard_name(index: int, total: int) -> str:
@@ -156,6 +172,8 @@ def verify_corpus(
 
 
 def _verify_shard(corpus: Path, record: ShardRecord, manifest: Manifest, seen: set[bytes]) -> Iterator[str]:
+    from ..framing import num_frames  # of torch
+
     path = corpus / record.file
     if not path.is_file():
         yield "missing"
@@ -209,6 +227,8 @@ def decode_sample(
         FileNotFoundError: If the corpus is not finished.
         ValueError: If another checkpoint made it, or a shard is damaged.
     """
+    from ..tokenization_jepa_daam import JepaAudioTokenizer
+
     manifest, folder = read_manifest(corpus), Path(folder)
     tokenizer = JepaAudioTokenizer.from_pretrained(model).to(device)
     _check_model(tokenizer, manifest)
@@ -228,7 +248,7 @@ def decode_sample(
     return written
 
 
-def _check_model(tokenizer: JepaAudioTokenizer, manifest: Manifest) -> None:
+def _check_model(tokenizer: "JepaAudioTokenizer", manifest: Manifest) -> None:
     made = manifest.settings["model"]["weights_sha256"]
     revision = tokenizer.codec_revision or "main"
     if weights_sha256(tokenizer.codec_reference, revision=revision) != made:

@@ -10,18 +10,24 @@ The folder of a corpus:
 
 What a shard holds depends only on the plan and the settings, which a run writes down before it begins and later runs
 must share. A shard is done when its record is there and its bytes are those that the record names; anything else is
-made again, to the same bytes. So nothing needs to be agreed on between processes: each takes every n-th shard, and
-whoever finds all records there writes the manifest, which is the same whoever does.
+made again, to the same bytes, also in a finished corpus that was damaged. So nothing needs to be agreed on between
+processes: each takes every n-th shard, and whoever finds all records there writes the manifest, which is the same
+whoever does. On CPU, where a recording's tokens do not depend on what is encoded beside it, the processes of one
+command share the recordings of a shard if there are fewer shards than processes.
 """
 
+import bisect
 import contextlib
 import errno
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
+import operator
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -35,10 +41,10 @@ from ..files import replacing, sha256_of, weights_sha256, write_json
 from ..packing import group_vocabulary_sizes
 from ..processes import run_in_processes
 from ..tokenization_jepa_daam import JepaAudioTokenizer
-from .encoding import tokenize_recordings
-from .finished import FORMAT, MANIFEST, REJECTED, Manifest, ShardRecord, read_manifest, shard_name
+from .encoding import Rejection, tokenize_recordings
+from .finished import FORMAT, MANIFEST, REJECTED, CorpusRunError, Manifest, ShardRecord, read_manifest, shard_name
 from .plan import Plan, PlannedShard, entries_sha256, read_entries, write_plan
-from .shard import GATES_KEY, MAX_VOCABULARY, pyarrow, write_shard
+from .shard import GATES_KEY, MAX_VOCABULARY, Row, pyarrow, write_shard
 from .sources import Census, Source, dataset_digest, list_entries, open_recordings
 
 WORK, SETTINGS, PLAN, ENTRIES, DONE = ".work", "settings.json", "plan.json", "plan.jsonl", "done"
@@ -50,7 +56,9 @@ LISTED = {  # of the settings of a corpus, what its list gives
     "skipped": "the list of files that are no recordings",
 }
 POLL_S = 0.5  # between looks for the plan that another process makes
+DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # what damaged JSON ends in, when read
 GO_ON = "nothing that was done is lost; once this is mended, the same command goes on"
+MIN_PART_BYTES = 1_000_000  # of sound files, about a minute: with less to do, a process is not worth its start
 MAX_BROKEN_SHARDS = 3  # that end their process: then the fault is not in a recording
 
 
@@ -104,10 +112,6 @@ class Meters:
             raise InterruptedError("stopped")
 
 
-class CorpusRunError(RuntimeError):
-    """A run that cannot go on; the same command goes on where it was, once the cause is gone."""
-
-
 def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:
     """Settings and plan of a job: new ones, or those of an interrupted run, which must be of the same settings.
 
@@ -123,23 +127,12 @@ def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:
         FileNotFoundError: If the corpus is not there.
     """
     output = Path(job.output)
-    work = output / WORK
     settings, census = _settings(job), Census()
     if lead:
         _check_folder(output)
         known = _known_settings(output)
         if known is None:
-            work.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(work)
-            plan = write_plan(list_entries(job.source, census), work / ENTRIES, job.shard_bytes, job.parts_per_shard)
-            settings["corpus"] |= {"sha256": plan.sha256, **_seen(job.source, census)}
-            skipped = "".join(json.dumps({"id": name}, ensure_ascii=False) + "\n" for name in census.skipped)
-            with replacing(work / SKIPPED) as temporary:
-                temporary.write_text(skipped, "utf-8")
-            (work / DONE).mkdir(exist_ok=True)
-            write_json(work / PLAN, plan.to_dict())
-            write_json(work / SETTINGS, settings)
-            return settings, plan
+            return settings, _begin(job, settings)
         settings["corpus"]["sha256"] = entries_sha256(list_entries(job.source, census))
         settings["corpus"] |= _seen(job.source, census)
         if "skipped" in settings["corpus"]:  # files that are no recordings may come and go
@@ -150,10 +143,91 @@ def prepare(job: CorpusJob, lead: bool = True) -> tuple[dict, Plan | None]:
         settings["corpus"] |= {key: known["corpus"][key] for key in LISTED if key in known["corpus"]}
     if settings != known:
         raise ValueError(f"`OUT` {output} was made with other settings: {_difference(known, settings)}; choose another")
-    if (output / MANIFEST).exists():
-        _clear_up(output)
-        return settings, None
-    return settings, Plan.from_dict(json.loads((work / PLAN).read_text()))
+    while (output / MANIFEST).exists():
+        records, whole = _finished_records(output)
+        if whole:
+            _clear_up(output)
+            return settings, None
+        if lead:
+            return settings, _begin(job, settings, records)
+        time.sleep(POLL_S)  # until the leading process has begun to mend it
+    plan = _read_plan(output, settings["corpus"]["sha256"])
+    if plan is None and not lead:
+        raise CorpusRunError(f"the plan in {output / WORK} is damaged: the command of rank 0 makes it again")
+    if plan is None:
+        plan, census = _make_plan(job)
+        settings["corpus"] |= _seen(job.source, census)
+        write_json(output / WORK / SETTINGS, settings)
+    return settings, plan
+
+
+def _begin(job: CorpusJob, settings: dict, records: list[dict | None] | None = None) -> Plan:
+    """Make the plan and write it down with the settings.
+
+    Args:
+        job: The job.
+        settings: What is to be written down; what a listing adds to them is added.
+        records: Of the shards of a finished corpus that is to be mended, `None` for those to be made again.
+
+    Raises:
+        ValueError: If there are no recordings, or the plan has not as many shards as there are records.
+    """
+    output = Path(job.output)
+    work = output / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(work)
+    shutil.rmtree(work / DONE, ignore_errors=True)  # of a run whose settings are not known
+    plan, census = _make_plan(job)
+    if records is not None and len(records) != len(plan.shards):
+        raise ValueError(
+            f"`OUT` {output} has {len(records)} shards, but this package makes {len(plan.shards)}; choose another"
+        )
+    (work / DONE).mkdir()
+    for index, record in enumerate(records or []):
+        if record is not None:
+            write_json(work / DONE / f"{index:05d}.json", record)
+    settings["corpus"] |= {"sha256": plan.sha256, **_seen(job.source, census)}
+    write_json(work / SETTINGS, settings)
+    (output / MANIFEST).unlink(missing_ok=True)  # last: killed before, this begins again
+    return plan
+
+
+def _make_plan(job: CorpusJob) -> tuple[Plan, Census]:
+    """List the corpus and write down the plan and the files that are no recordings."""
+    work, census = Path(job.output) / WORK, Census()
+    plan = write_plan(list_entries(job.source, census), work / ENTRIES, job.shard_bytes, job.parts_per_shard)
+    skipped = "".join(json.dumps({"id": name}, ensure_ascii=False) + "\n" for name in census.skipped)
+    with replacing(work / SKIPPED) as temporary:
+        temporary.write_text(skipped, "utf-8")
+    write_json(work / PLAN, plan.to_dict())
+    return plan, census
+
+
+def _read_plan(output: Path, sha256: str) -> Plan | None:
+    """The plan of a run, if it is there, whole and of this list of recordings."""
+    work = output / WORK
+    try:
+        plan = Plan.from_dict(json.loads((work / PLAN).read_text("utf-8")))
+        whole = plan.sha256 == sha256 == sha256_of(work / ENTRIES)
+    except (FileNotFoundError, *DAMAGED):
+        return None
+    return plan if whole else None
+
+
+def _finished_records(output: Path) -> tuple[list[dict | None], bool]:
+    """Of each shard of a finished corpus its record, `None` if it is damaged; and whether nothing is damaged."""
+    manifest = read_manifest(output)
+    rejections: Iterator[dict] | None = None
+    rejected = output / REJECTED
+    if rejected.is_file() and sha256_of(rejected) == manifest.rejected_sha256:
+        rejections = map(json.loads, rejected.read_text("utf-8").splitlines())
+    records: list[dict | None] = []
+    for shard in manifest.shards:
+        path = output / shard.file
+        its_own = [] if rejections is None else list(itertools.islice(rejections, shard.rejected))
+        whole = path.is_file() and sha256_of(path) == shard.sha256 and len(its_own) == shard.rejected
+        records.append(asdict(shard) | {"rejections": its_own} if whole else None)
+    return records, rejections is not None and None not in records
 
 
 def _seen(source: Source, census: Census) -> dict[str, Any]:
@@ -211,16 +285,21 @@ def _optional_packages() -> dict[str, str]:
 def _check_folder(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"`OUT` must be a folder, got {output}")
-    if output.is_dir() and any(output.iterdir()) and not any((output / name).exists() for name in (WORK, MANIFEST)):
+    if (output / WORK).is_file() and (output / WORK).stat().st_size == 0:  # a run's is a folder
+        (output / WORK).unlink()
+    if output.is_dir() and any(output.iterdir()) and not ((output / WORK).is_dir() or (output / MANIFEST).exists()):
         raise ValueError(f"`OUT` must be new, empty, or of an interrupted run, but {output} holds something else")
 
 
 def _known_settings(output: Path) -> dict | None:
     """What an earlier run wrote down, if there was one."""
     try:
-        return json.loads((output / WORK / SETTINGS).read_text())
-    except FileNotFoundError:
-        return read_manifest(output).settings if (output / MANIFEST).exists() else None
+        settings = json.loads((output / WORK / SETTINGS).read_text("utf-8"))
+        if {"model", "corpus", "packages"} <= settings.keys() and "sha256" in settings["corpus"]:
+            return settings
+    except (FileNotFoundError, NotADirectoryError, *DAMAGED):  # empty or cut after a loss of power
+        pass
+    return read_manifest(output).settings if (output / MANIFEST).exists() else None
 
 
 def _difference(before: dict, now: dict) -> str:
@@ -264,18 +343,33 @@ class ShardWorker:
         Raises:
             OSError: If a recording that was listed is gone, or the shard cannot be written.
         """
+        return self.write(index, *self.tokenize(index))
+
+    def tokenize(self, index: int, start: int = 0, end: int | None = None) -> tuple[list[Row], list[Rejection]]:
+        """Rows and rejections of a shard's entries from `start` to `end`.
+
+        Raises:
+            OSError: If a recording that was listed is gone.
+        """
         if self._tokenizer is None:  # not before: what fails here is told as what fails in a shard
             transformers_logging.disable_progress_bar()
             self._tokenizer = JepaAudioTokenizer.from_pretrained(self.job.model).to(self.device, self.job.dtype)
-        output, shard = Path(self.job.output), self.plan.shards[index]
-        recordings = open_recordings(self.job.source, read_entries(output / WORK / ENTRIES, shard))
-        rows, rejections = tokenize_recordings(recordings, self._tokenizer, self.on_progress, self.job.salience)
-        path = output / shard_name(index, len(self.plan.shards))
-        path.parent.mkdir(exist_ok=True)
-        _remove_leftovers(path.parent, path.name)
-        sha256, size = write_shard(path, rows, self.settings["model"])
+        entries = read_entries(Path(self.job.output) / WORK / ENTRIES, self.plan.shards[index])
+        recordings = open_recordings(self.job.source, itertools.islice(entries, start, end))
+        return tokenize_recordings(recordings, self._tokenizer, self.on_progress, self.job.salience)
+
+    def write(self, index: int, rows: list[Row], rejections: list[Rejection]) -> ShardRecord:
+        """Write a shard, and the record that says so.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        output, name = Path(self.job.output), shard_name(index, len(self.plan.shards))
+        (output / name).parent.mkdir(exist_ok=True)
+        _remove_leftovers((output / name).parent, (output / name).name)
+        sha256, size = write_shard(output / name, rows, self.settings["model"])
         record = ShardRecord(
-            file=shard_name(index, len(self.plan.shards)),
+            file=name,
             sha256=sha256,
             bytes=size,
             rows=len(rows),
@@ -291,12 +385,18 @@ class ShardWorker:
 
 def _make_worker(
     job: CorpusJob, settings: dict, plan: Plan, devices: tuple[str, ...], meters: Meters
-) -> Callable[[int], ShardRecord]:
-    """The worker of a new process."""
+) -> Callable[[int, int, int], ShardRecord | tuple[list[Row], list[Rejection]]]:
+    """The worker of a new process: makes a shard, or gives back the rows and rejections of a part of it."""
     with meters.workers.get_lock():
         number = meters.workers.value
         meters.workers.value += 1
-    return ShardWorker(job, settings, plan, devices[number % len(devices)], meters.add)
+    worker = ShardWorker(job, settings, plan, devices[number % len(devices)], meters.add)
+
+    def work(index: int, start: int, end: int) -> ShardRecord | tuple[list[Row], list[Rejection]]:
+        whole = (start, end) == (0, plan.shards[index].entries)
+        return worker(index) if whole else worker.tokenize(index, start, end)
+
+    return work
 
 
 def tokenize_corpus(
@@ -355,19 +455,38 @@ def complete_corpus(
     output = Path(job.output)
     was_finished = (output / MANIFEST).exists()
     plan: Plan | None = None
+    lock = output / WORK / f"lock-{rank}-of-{world_size}"
     try:
-        settings, plan = prepare(job, lead=rank == 0)
-        if plan is None:
-            return read_manifest(output)
-        with _lock(output / WORK / f"lock-{rank}-of-{world_size}"):
-            make_shards(settings, plan, list(_missing(output, plan, rank, world_size)))
-            return finish(output)
+        if rank == 0:
+            _check_folder(output)
+        with _lock(lock, True) if rank == 0 else contextlib.nullcontext():  # two must not make one plan
+            with _nothing_left_of_failure(output) if rank == 0 else contextlib.nullcontext():
+                settings, plan = prepare(job, lead=rank == 0)
+            if plan is None:
+                return read_manifest(output)
+            with _lock(lock) if rank > 0 else contextlib.nullcontext():
+                make_shards(settings, plan, list(_missing(output, plan, rank, world_size)))
+                return finish(output)
     except OSError as error:
-        if not was_finished and (output / MANIFEST).exists():  # another rank was first, and has cleared up
+        # Another rank was first, and has cleared up.
+        if (plan is not None or not was_finished) and (output / MANIFEST).exists():
             return read_manifest(output)
         if plan is None and isinstance(error, FileNotFoundError):
             raise
         raise CorpusRunError(_explained(error, job)) from error
+
+
+@contextlib.contextmanager
+def _nothing_left_of_failure(output: Path) -> Iterator[None]:
+    """Remove the folder of a run that could not even be prepared, unless an earlier run has settings there."""
+    try:
+        yield
+    except BaseException:
+        if not (output / WORK / SETTINGS).exists():
+            shutil.rmtree(output / WORK, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds something else
+                output.rmdir()
+        raise
 
 
 def _explained(error: OSError, job: CorpusJob) -> str:
@@ -385,28 +504,61 @@ def _run_shards(
     meters: Meters,
     on_shard: Callable[[PlannedShard, ShardRecord | None], None],
 ) -> None:
-    broken: list[PlannedShard] = []
-    tasks = [(shard.index,) for shard in missing]
+    tasks = _parts(job, plan, missing, jobs)
+    parts: dict[int, dict[int, tuple]] = {shard.index: {} for shard in missing}  # by shard, then by their start
+    left = Counter(index for index, _, _ in tasks)
+    writer = ShardWorker(job, settings, plan)
+    broken: set[int] = set()
     outcomes = run_in_processes(
         tasks, max(1, min(jobs, len(tasks))), _make_worker, (job, settings, plan, devices, meters)
     )
     with contextlib.closing(outcomes):  # type: ignore[type-var]
         try:
-            for (index,), record, error in outcomes:
+            for (index, start, _), result, error in outcomes:
+                left[index] -= 1
                 if isinstance(error, BrokenProcessPool):
-                    broken.append(plan.shards[index])
+                    broken.add(index)
                     if len(broken) >= MAX_BROKEN_SHARDS:
                         raise CorpusRunError(f"{len(broken)} shards ended their process, alone: too little memory?")
                 elif error is not None:
                     raise error
+                elif isinstance(result, ShardRecord):
+                    on_shard(plan.shards[index], result)
                 else:
-                    on_shard(plan.shards[index], record)
+                    parts[index][start] = result
+                    if left[index] == 0 and index not in broken:
+                        whole = [each for _, each in sorted(parts.pop(index).items(), key=operator.itemgetter(0))]
+                        rows, rejections = (list(itertools.chain(*lists)) for lists in zip(*whole, strict=True))
+                        on_shard(plan.shards[index], writer.write(index, rows, rejections))
         except BaseException:
             meters.stop.value = 1  # or the others would finish their shards first
             raise
     if broken:
-        names = ", ".join(shard_name(shard.index, len(plan.shards)) for shard in broken)
+        names = ", ".join(shard_name(index, len(plan.shards)) for index in sorted(broken))
         raise CorpusRunError(f"{names}: making it ends the process (a crash in a decoder, or too little memory)")
+
+
+def _parts(job: CorpusJob, plan: Plan, missing: list[PlannedShard], jobs: int) -> list[tuple[int, int, int]]:
+    """What processes are given at once: shard, first entry and the one after the last.
+
+    As a rule a whole shard; part of one on CPU, if there are fewer shards than processes. On an accelerator, rounding
+    may depend on what is encoded beside a recording, and so a shard is always encoded as a whole.
+    """
+    if job.device != "cpu" or not 0 < len(missing) < jobs:
+        return [(shard.index, 0, shard.entries) for shard in missing]
+    tasks = []
+    for shard in missing:
+        entries = read_entries(Path(job.output) / WORK / ENTRIES, shard)
+        ends = list(itertools.accumulate(entry["size"] or 0 for entry in entries))
+        count = min(-(-jobs // len(missing)), shard.entries)
+        if shard.size:
+            count = min(count, max(1, shard.size // MIN_PART_BYTES))
+            cuts = {bisect.bisect_left(ends, shard.size * part / count) + 1 for part in range(1, count)}
+        else:  # parts of a dataset, whose sizes are not known
+            cuts = {shard.entries * part // count for part in range(1, count)}
+        edges = sorted({0, shard.entries} | cuts)
+        tasks += [(shard.index, start, end) for start, end in itertools.pairwise(edges)]
+    return tasks
 
 
 def _missing(output: Path, plan: Plan, rank: int, world_size: int) -> Iterator[PlannedShard]:
@@ -419,9 +571,12 @@ def _missing(output: Path, plan: Plan, rank: int, world_size: int) -> Iterator[P
 
 
 def _read_record(output: Path, index: int) -> dict | None:
+    """The record of a shard that is done; `None` if it is missing or damaged: the shard is made again."""
     try:
-        return json.loads((output / WORK / DONE / f"{index:05d}.json").read_text())
-    except FileNotFoundError:
+        record = json.loads((output / WORK / DONE / f"{index:05d}.json").read_text("utf-8"))
+        ShardRecord(**{key: value for key, value in record.items() if key != "rejections"})
+        return record if isinstance(record["rejections"], list) else None
+    except (FileNotFoundError, *DAMAGED):
         return None
 
 
@@ -433,8 +588,8 @@ def finish(output: str | os.PathLike) -> Manifest | None:
     """
     output = Path(output)
     try:
-        plan = Plan.from_dict(json.loads((output / WORK / PLAN).read_text()))
-        settings = json.loads((output / WORK / SETTINGS).read_text())
+        plan = Plan.from_dict(json.loads((output / WORK / PLAN).read_text("utf-8")))
+        settings = json.loads((output / WORK / SETTINGS).read_text("utf-8"))
         records = [_read_record(output, shard.index) for shard in plan.shards]
     except FileNotFoundError:
         if (output / MANIFEST).exists():  # another rank was first
@@ -470,20 +625,32 @@ def _clear_up(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path, make_folder: bool = False) -> Iterator[None]:
     """Refuse a second command of the same rank; the system opens the lock again however its holder ends."""
     import fcntl  # not on Windows
 
-    with open(path, "w") as file:
+    while True:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CorpusRunError(f"another process is at work in {path.parents[1]}") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
-                raise
-            # A shared folder without locks. Two commands would do the same work twice, to the same bytes.
-        yield
+            file = open(path, "w")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            if make_folder:  # another command has just finished the run, and removed the folder
+                continue
+            raise
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CorpusRunError(f"another process is at work in {path.parents[1]}") from error
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                    raise
+                # A shared folder without locks. Two commands would do the same work twice, to the same bytes.
+            if os.fstat(file.fileno()).st_nlink > 0:
+                yield
+                return
+            # Removed by its last holder, since it was opened: open the new one.
 
 
 def _remove_leftovers(folder: Path, name: str | None = None) -> None:

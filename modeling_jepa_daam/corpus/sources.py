@@ -143,6 +143,8 @@ def list_entries(source: Source, census: Census | None = None) -> Iterator[dict]
     for listed in listing:
         metadata, problem = listed["metadata"], listed["problem"]
         name = "/".join(filter(None, (listed["archive"], listed["name"])))
+        if os.path.isabs(name):  # in a manifest; a corpus that is passed on says nothing of this machine
+            name = os.path.relpath(name, source.root)
         identity = _utf8(name)
         if manifest:  # elsewhere, names are paths: none comes twice
             digest = hashlib.sha256(identity.encode()).digest()[:12]

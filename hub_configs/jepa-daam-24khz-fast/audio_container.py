@@ -178,13 +178,14 @@ def read_up_to(file: BinaryIO | Any, size: int) -> bytes:
     return data or b""
 
 
-def check_regular_file(path: str | os.PathLike, label: str) -> None:
+def check_regular_file(path: str | os.PathLike[str], label: str) -> None:
     """Refuse what is no regular file before it is opened: a pipe would block, a device has no end.
 
     Raises:
         FileNotFoundError: If there is nothing, or a link to nothing.
         ValueError: If it is something else.
     """
+    path = os.fspath(path)
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
@@ -820,13 +821,12 @@ class _Mpeg:
             pieces[0] = (self.pieces[0][0] + self.frame.size, self.pieces[0][1])
         if self.info is not None and self.info[0] is not None and self.info[1]:
             tag = bytearray(bytes_.get(self.start, self.frame.size))
-            declared, place, delay = self.info
-            assert declared is not None
+            _, place, delay = self.info
             struct.pack_into(">I", tag, place, self.count)
             if tag[place - 1] & 2:
                 num_bytes = len(tag) + sum(end - start for start, end in self.pieces) - self.frame.size
                 struct.pack_into(">I", tag, place + 4, num_bytes)
-            if self.count < declared:  # the end that LAME would have cut off is missing
+            if self.count < self.info[0]:  # the end that LAME would have cut off is missing
                 tag[delay + 1 : delay + 3] = bytes((tag[delay + 1] & 0xF0, 0)) if len(tag) >= delay + 3 else b""
         else:
             # A frame of the recording's version, rate and channels, without a checksum, of enough bytes.

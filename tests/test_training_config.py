@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from training.config import CodecConfig, PretrainConfig, differences, load_config, save_config
+from training.config import CodecConfig, FeatureConfig, PretrainConfig, differences, load_config, save_config
 
 CONFIGS = sorted((ROOT / "training" / "configs").glob("*.yaml"))
 
 
 def kind_of(path):
-    return CodecConfig if "codec" in path.name else PretrainConfig
+    if path.name == "small_features.yaml":
+        return FeatureConfig
+    return CodecConfig if "codec" in path.name or path.name == "small_vocoder.yaml" else PretrainConfig
 
 
 @pytest.fixture

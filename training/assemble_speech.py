@@ -4,7 +4,7 @@
     git clone https://github.com/rhasspy/dataset-voice-kerstin
     python -m training.assemble_speech kerstin=dataset-voice-kerstin --output shards --held-out eval --already train
 
-A source is read as `configs/speech_sources.yaml` describes it; `--list` prints the sources and the commands that fetch
+A source is read as `assembly/speech_sources.yaml` describes it; `--list` prints the sources and the commands that fetch
 them. The shards hold 24 kHz mono Ogg Opus of 32 kbit/s beside JSON metadata. Nothing is trimmed. Recordings below 0.4 s
 and silent ones are left out. Damaged files are refused by name. `SOURCE.manifest.json` has hours, licences, SHA-256 of
 the shards, and each recording that was left out with the reason. An interrupted run resumes.

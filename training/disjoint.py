@@ -3,7 +3,7 @@
     python -m training.disjoint SHARDS_OR_FOLDERS... --against FOLDER_OR_MANIFEST --output recordings.json
 
 A speaker is a corpus and an id: `librispeech_1688`, and `1688` of the source `librispeech`, are the same one. The
-corpus of a source is that of `configs/speech_sources.yaml`, or its name up to a `_`: `audiocmn_syllables` and
+corpus of a source is that of `assembly/speech_sources.yaml`, or its name up to a `_`: `audiocmn_syllables` and
 `audiocmn` are one. A speaker whose corpus is unknown is compared with those of every corpus. A recording is found by
 the SHA-256 of its samples, 16-bit and mono, which finds lossless copies under another name or in another format, and by
 a spectral fingerprint, which also finds copies that a lossy codec, a resampler, a change of level or a cut has changed.

@@ -1,4 +1,4 @@
-"""Recipes of speech corpora: `training/configs/speech_sources.yaml` as typed records, and the clips a recipe finds."""
+"""Recipes of speech corpora: `training/assembly/speech_sources.yaml` as typed records, and the clips a recipe finds."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-RECIPES = Path(__file__).parents[1] / "configs" / "speech_sources.yaml"
+RECIPES = Path(__file__).with_name("speech_sources.yaml")
 UNKNOWN = "unknown"  # a speaker that the corpus does not name
 Fields = dict[str, str]  # of one recording, by the name of a regular expression's group
 

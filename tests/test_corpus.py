@@ -229,9 +229,9 @@ def test_an_interrupted_run_goes_on_from_every_step_to_the_same_bytes(job, tmp_p
         tokenize(job)
         assert contents(job.output) == contents(undisturbed.output), f"killed at step {steps}"
         steps += 1
-    # Before and after each of the plan, its index, the settings, two shards, two records, the two lists at the end;
-    # and before the folder of the run is removed.
-    assert steps == 2 * 9 + 1
+    # Before and after each of the plan, the skipped files, the plan's index, the settings, two shards, two records, the
+    # three lists at the end; and before the folder of the run is removed.
+    assert steps == 2 * 11 + 1
 
 
 class Died(BaseException):

@@ -24,6 +24,7 @@ from modeling_jepa_daam import (
     make_untrained_checkpoint,
 )
 from modeling_jepa_daam.cli import app
+from modeling_jepa_daam.cli_common import SHIPPED_MODEL
 from modeling_jepa_daam.files import sha256_of
 from modeling_jepa_daam.publishing import TAGS, publish
 from modeling_jepa_daam.publishing_checks import FRESH_PROCESS, check_folder, published_files
@@ -344,7 +345,7 @@ def test_models_are_listed_from_their_folders():
         assert folder.name in result.output
     assert "187.8M" in result.output
     small = result.output.split("24khz-small", 1)[1]
-    speed = json.loads((SHIPPED[0] / "speed.json").read_text())["rows"][0]
+    speed = json.loads((SHIPPED_MODEL / "speed.json").read_text())["rows"][0]
     assert f"{speed['times_real_time']:.0f} / " in small
     assert "STOI 0." in small
     assert "on read_en:" in small

@@ -160,6 +160,7 @@ def restart_data(_, checkpoint):
 def restart_steps(_, checkpoint):
     path = checkpoint / checkpointing.MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 3}))
+    checkpoint.rename(checkpoint.with_name("step-00000003"))  # one whose name and step differ is refused
 
 
 def test_going_on_with_every_piece_of_state_gives_the_very_same_weights(pieces):
@@ -328,6 +329,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         ):
             load_weights(str(tmp_path / wrong), config)
     save_file({"other": torch.zeros(1)}, tmp_path / "stage1" / "model.safetensors", metadata={"format": "pt"})
+    settings = tmp_path / "stage1" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"weights_sha256": None}))
     with pytest.raises(ValueError, match="weights of the encoder are missing, such as encoder."):
         load_weights(str(tmp_path / "stage1"), config)
 

@@ -386,7 +386,8 @@ def take_weights(codec: Codec, weights: str) -> None:
         ValueError: If the encoder does not fit.
     """
     mine = codec.state_dict()
-    theirs = JepaDaamModel.from_pretrained(weights, dtype=torch.float32).state_dict()
+    loaded: Any = JepaDaamModel.from_pretrained(weights, dtype=torch.float32, output_loading_info=True)  # Stage 1's too
+    theirs = loaded[0].state_dict()
     fitting = {name: value for name, value in theirs.items() if name in mine and value.shape == mine[name].shape}
     needed = {name for name in {*mine, *theirs} if name.startswith("encoder.") and ".transform." not in name}
     if needed - set(fitting):

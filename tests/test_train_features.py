@@ -13,9 +13,9 @@ from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from training.config import FeatureConfig, FeatureDataConfig, FeatureModelSection, FeatureOptimConfig, RunConfig
 from training.extract_features import main as extract_features
 from training.stage2.feature_augmentation import change_gain, random_gains_db
-from training.stage2.feature_codec import FeatureCodec, index_entropies, weighted_error
+from training.stage2.feature_codec import FeatureCodec, index_entropies, row_weights, weighted_error
 from training.stage2.feature_data import FeatureBatches, FeatureCache, training_windows
-from training.train_features import evaluate, main, make_codec, row_weights
+from training.train_features import evaluate, main, make_codec
 
 from .conftest import SPEECH
 from .support_vocoder import SMALL

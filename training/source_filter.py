@@ -3,18 +3,15 @@
 import copy
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_jepa_daam import JepaDaamModel
-from modeling_jepa_daam.transform_path import mel_filters
 
 from .spectrogram_head import SpectrogramHead
-
-HARMONIC_HZ, HARMONIC_SLOPE_HZ = 4500.0, 600.0  # a voice is noise above
-MAX_LOGIT = 6.0
+from .vocoder.source_filter import HARMONIC_HZ, HARMONIC_SLOPE_HZ, MAX_LOGIT
+from .vocoder.source_filter import band_nearness as nearness_of_bands
 
 
 @torch.no_grad()
@@ -81,15 +78,5 @@ def with_spectra(codec: Any, num_spectra: int) -> JepaDaamModel:
 
 def band_nearness(codec: Any) -> Tensor:
     """How much each bin of the head takes from each band of the envelope, rows of sum 1: `(bins, bands)`."""
-    config, bins = codec.config, codec.decoder.istft_head.fft_size // 2 + 1
-    bands = config.transform_bands
-    frequency = torch.linspace(0.0, config.sampling_rate / 2, bins)
-    filters = torch.from_numpy(mel_filters(bins, bands, config.sampling_rate)).float()  # (bins, bands)
-    gains = filters.sum(dim=0).clamp(min=1e-8)
-    # A bin lies between the middles of two bands; those without any bin have their place among the others.
-    middles = (filters * frequency[:, None]).sum(dim=0) / gains
-    heard = filters.sum(dim=0) > 0.0
-    numbers = np.arange(bands)
-    middles = torch.from_numpy(np.interp(numbers, numbers[heard.numpy()], middles[heard].numpy()))
-    place = torch.from_numpy(np.interp(frequency, middles, numbers))
-    return (1.0 - (place[:, None] - torch.from_numpy(numbers)).abs()).clamp(min=0.0).float()
+    bins = codec.decoder.istft_head.fft_size // 2 + 1
+    return nearness_of_bands(bins, codec.config.transform_bands, codec.config.sampling_rate)

@@ -21,7 +21,6 @@ from modeling_jepa_daam.checkpoint import save_checkpoint as save_model
 from modeling_jepa_daam.files import replacing
 from modeling_jepa_daam.vocoder_decoder import VocoderDecoder
 
-from .audibility import band_weights
 from .checkpointing import list_checkpoints, load_checkpoint, remove_half_written, save_checkpoint
 from .config import FeatureConfig, differences, flatten, load_config, save_config
 from .even_noise import set_even_noise
@@ -38,7 +37,14 @@ from .run import (
     stop_unless_finite,
 )
 from .stage2.feature_augmentation import change_gain, random_gains_db
-from .stage2.feature_codec import FeatureCodec, MovingAverage, index_entropies, weighted_error
+from .stage2.feature_codec import (
+    FeatureCodec,
+    MovingAverage,
+    feature_loss,
+    index_entropies,
+    row_weights,
+    weighted_error,
+)
 from .stage2.feature_data import FeatureBatches, FeatureCache, held_out_windows
 from .tracking import RunLog
 from .vocoder.karhunen_loeve import karhunen_loeve
@@ -168,13 +174,6 @@ def prepare(config: FeatureConfig, output: Path, fresh: bool) -> None:
     save_config(config, settings)
 
 
-def row_weights(config) -> Tensor:
-    """How much errors of each row of features count: of bands as they are heard, of pitch and voicing as scaled."""
-    bins = 2 * config.hop_length // config.patch_size + 1
-    bands = band_weights(bins, config.feature_bands, config.sampling_rate)
-    return torch.cat([bands, torch.ones(config.feature_rows - config.feature_bands)])
-
-
 def make_codec(config: FeatureConfig, cache: FeatureCache, weights: Tensor) -> FeatureCodec:
     """The codec to train: from `model.weights`, or from the seed and the Karhunen-Loeve transform of the features."""
     model_config = config.model_config()
@@ -219,15 +218,6 @@ def initialize(codec: FeatureCodec) -> None:
     """Draw the weights as `JepaDaamModel` does."""
     for module in codec.modules():
         JepaDaamModel._init_weights(codec, module)  # type: ignore[arg-type]
-
-
-def feature_loss(decoded: Tensor, features: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
-    """Weighted squared error as a share of the weighted variance of the batch's features."""
-    error = weighted_error(decoded, features, weights, valid).sum()
-    with torch.no_grad():
-        mean = features.mean(dim=(0, 2), keepdim=True)
-        variance = weighted_error(mean, features, weights, valid).sum()
-    return error / variance
 
 
 @torch.no_grad()

@@ -77,7 +77,7 @@ class FrameDecoder(nn.Module):
         return patches.transpose(1, 2).flatten(2)  # (B, T, rows, patch) -> (B, rows, T * patch)
 
     def pad(self, values: Tensor) -> Tensor:
-        """Zeros in place of the frames after the end of a recording, as many as `forward` looks ahead."""
+        """Append zeros for the frames after the end of a recording, as many as `forward` looks ahead."""
         return F.pad(values, (0, 0, 0, self.lookahead))
 
 

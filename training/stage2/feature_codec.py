@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling_jepa_daam import JepaDaamConfig
+from modeling_jepa_daam.istft_head import OVERLAP
 from modeling_jepa_daam.quantizer import FiniteScalarQuantizer
 from modeling_jepa_daam.vocoder_decoder import FrameDecoder
 from modeling_jepa_daam.vocoder_encoder import FeatureEncoder, LatentProjection
 
+from ..audibility import band_weights
 from ..vocoder.karhunen_loeve import KarhunenLoeve, set_linear_paths
 
 
@@ -95,6 +97,22 @@ def weighted_error(decoded: Tensor, features: Tensor, weights: Tensor, valid: Te
     """
     error = ((decoded - features) * weights[:, None]).square().sum(dim=1)  # (B, time)
     return error.unflatten(1, (valid.shape[1], -1)).sum(dim=-1) * valid
+
+
+def feature_loss(decoded: Tensor, features: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
+    """Weighted squared error as a share of the weighted variance of the batch's features; arguments as above."""
+    error = weighted_error(decoded, features, weights, valid).sum()
+    with torch.no_grad():
+        mean = features.mean(dim=(0, 2), keepdim=True)
+        variance = weighted_error(mean, features, weights, valid).sum()
+    return error / variance
+
+
+def row_weights(config: JepaDaamConfig) -> Tensor:
+    """How much errors of each row of features count: of bands as they are heard, of pitch and voicing as scaled."""
+    bins = OVERLAP * config.hop_length // config.patch_size // 2 + 1
+    bands = band_weights(bins, config.feature_bands, config.sampling_rate)
+    return torch.cat([bands, torch.ones(config.feature_rows - config.feature_bands)])
 
 
 def index_entropies(indices: Tensor, levels: tuple[int, ...]) -> Tensor:

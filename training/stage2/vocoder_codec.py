@@ -10,9 +10,8 @@ from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.framing import lengths_to_mask
 from modeling_jepa_daam.vocoder_decoder import VocoderDecoder
 
-from ..audibility import band_weights
 from ..codec import CodecResult
-from .feature_codec import weighted_error
+from .feature_codec import feature_loss, row_weights
 
 
 class VocoderForTraining(nn.Module):
@@ -34,10 +33,7 @@ class VocoderForTraining(nn.Module):
         for part in (codec.encoder, codec.latent_projection):
             part.requires_grad_(not freeze_encoder)
         self.average = copy.deepcopy(codec).requires_grad_(False)
-        config = self.config
-        bins = codec.spectral_features.fft_size // 2 + 1
-        bands = band_weights(bins, config.feature_bands, config.sampling_rate)
-        self.row_weights = torch.cat([bands, torch.ones(config.feature_rows - config.feature_bands)])
+        self.row_weights = row_weights(self.config)
         self.train()
 
     def train(self, mode: bool = True):
@@ -86,13 +82,9 @@ class VocoderForTraining(nn.Module):
         generated, decoded = codec.decoder.decode(quantized.transpose(1, 2), mask)
         inside = lengths_to_mask(lengths, samples.shape[-1])
         weights = self.row_weights.to(samples.device)
-        error = weighted_error(decoded.float(), features, weights, frame_mask).sum()
-        with torch.no_grad():
-            mean = features.mean(dim=(0, 2), keepdim=True)
-            variance = weighted_error(mean, features, weights, frame_mask).sum()
         return CodecResult(
             generated=generated[:, 0].float().masked_fill(~inside, 0.0),
             real=samples.masked_fill(~inside, 0.0),
             lengths=lengths,
-            features=error / variance,
+            features=feature_loss(decoded.float(), features, weights, frame_mask),
         )

@@ -16,7 +16,7 @@ _lock = threading.Lock()
 
 
 def in_float64(module: nn.Module) -> nn.Module:
-    """The module in float64 and evaluation mode, without gradients; it is copied again after its weights changed.
+    """The module in float64 and evaluation mode, without gradients; copied again after its weights or hooks changed.
 
     The module itself stays as it is. On Apple's devices, which have no float64, the copy is in float32.
 
@@ -24,7 +24,11 @@ def in_float64(module: nn.Module) -> nn.Module:
         module: Any, small: its copy stays in memory as long as it does.
     """
     tensors = [*module.parameters(), *module.buffers()]
-    state = tuple((tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype) for tensor in tensors)
+    hooks = [each for part in module.modules() for each in (*part._forward_pre_hooks, *part._forward_hooks)]
+    state = (
+        *((tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype) for tensor in tensors),
+        tuple(hooks),  # numbers, never given twice
+    )
     with _lock:
         known = _copies.get(module)
         if known is not None and known[0] == state:

@@ -14,6 +14,7 @@ from modeling_jepa_daam import JepaDaamConfig, JepaDaamModel
 from modeling_jepa_daam.framing import lengths_to_mask, stretch_mask, zero_padding
 from modeling_jepa_daam.transform_path import from_rows
 
+from .moving_average import move_average
 from .spectrogram_head import SpectrogramHead
 
 
@@ -118,8 +119,7 @@ class CodecForTraining(nn.Module):
         if self.average_head is not None and self.spectrogram_head is not None:
             pairs.append((self.average_head, self.spectrogram_head))
         for averaged, trained in pairs:
-            for average, current in zip(averaged.parameters(), trained.parameters(), strict=True):
-                average.lerp_(current, 1.0 - decay)
+            move_average(averaged, trained, decay)
         if self.config.normalize_latents and not self.freeze_transform:
             self.average.quantizer.running_mean.lerp_(self.batch_mean, 1.0 - decay)
             self.average.quantizer.running_var.lerp_(self.batch_var, 1.0 - decay)

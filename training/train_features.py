@@ -6,8 +6,8 @@ A step costs a thousandth of one on waveforms. Killed at any moment and started 
 resumes from its last checkpoint. What is evaluated and saved is the moving average of the weights.
 """
 
+import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 import typer
@@ -25,6 +25,7 @@ from .checkpointing import list_checkpoints, load_checkpoint, remove_half_writte
 from .config import FeatureConfig, differences, flatten, load_config, save_config
 from .even_noise import set_even_noise
 from .frozen import load_frozen
+from .moving_average import average_decay, move_average
 from .run import (
     FREE_SETTINGS,
     ConfigPath,
@@ -39,7 +40,6 @@ from .run import (
 from .stage2.feature_augmentation import change_gain, random_gains_db
 from .stage2.feature_codec import (
     FeatureCodec,
-    MovingAverage,
     feature_loss,
     index_entropies,
     row_weights,
@@ -85,7 +85,7 @@ def train(config: FeatureConfig, accelerator: Accelerator) -> Path:
         )
     weights = row_weights(model_config).to(accelerator.device)
     codec = make_codec(config, cache, weights)
-    average: Any = MovingAverage(codec, config.optim.average_decay)
+    average = copy.deepcopy(codec).requires_grad_(False).eval()
     linear = codec.linear_parameters()
     others = [each for each in codec.parameters() if all(each is not parameter for parameter in linear)]
     optim = config.optim
@@ -96,7 +96,7 @@ def train(config: FeatureConfig, accelerator: Accelerator) -> Path:
         weight_decay=optim.weight_decay,
         fused=True,
     )
-    model, average.module, optimizer = accelerator.prepare(codec, average.module, optimizer)
+    model, average, optimizer = accelerator.prepare(codec, average, optimizer)
     batches = FeatureBatches(cache, config.data.window_frames, config.data.batch_size, config.run.seed)
     step = 0
     if checkpoint is not None:
@@ -108,7 +108,7 @@ def train(config: FeatureConfig, accelerator: Accelerator) -> Path:
     )
     log.say("from the beginning" if checkpoint is None else f"resumed from {checkpoint}")
     if step == 0:
-        log.write(0, evaluate(average.module, cache, weights, config.data.window_frames))
+        log.write(0, evaluate(average, cache, weights, config.data.window_frames))
 
     running: dict[str, Tensor] = {}
     for features, valid in batches:
@@ -131,7 +131,7 @@ def train(config: FeatureConfig, accelerator: Accelerator) -> Path:
         norm = accelerator.clip_grad_norm_(codec.parameters(), optim.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        average.update(codec, step)
+        move_average(average, codec, average_decay(step, optim.average_decay))
         step += 1
         log.advance(step)
         for name, value in (losses | {"total": loss}).items():
@@ -146,13 +146,13 @@ def train(config: FeatureConfig, accelerator: Accelerator) -> Path:
                 | {"optim/grad_norm": float(norm), "optim/learning_rate": optim.learning_rate * share},
             )
         if step % config.run.eval_every == 0 or last:
-            log.write(step, evaluate(average.module, cache, weights, config.data.window_frames))
+            log.write(step, evaluate(average, cache, weights, config.data.window_frames))
         if step % config.run.save_every == 0 or last:
             save_checkpoint(accelerator, checkpoints, step, batches.state_dict(), config.run.keep_checkpoints)
-            save_weights(average.module, output / WEIGHTS_NAME)
+            save_weights(average, output / WEIGHTS_NAME)
     if config.model.spectral_features is not None:
         with replacing_model(output / "model") as temporary:
-            save_model(as_codec(average.module, config.model.spectral_features), temporary)
+            save_model(as_codec(average, config.model.spectral_features), temporary)
     log.close()
     accelerator.end_training()
     return output / "model"

@@ -37,6 +37,7 @@ from .losses import (
     stft_losses,
     waveform_loss,
 )
+from .moving_average import average_decay
 from .quality import PESQ_MISSING
 from .reconstruction import evaluate, fixed_clips, spectrogram_distance
 from .run import (
@@ -461,11 +462,6 @@ def clip_gradients(
     norms = {name: nn.utils.get_total_norm(of_part) for name, of_part in gradients.items() if of_part}
     nn.utils.clip_grad_norm_([parameter for part in parts.values() for parameter in part.parameters()], max_norm)
     return {f"grad_norm/{name}": float(norm) for name, norm in norms.items()}
-
-
-def average_decay(step: int, decay: float) -> float:
-    """Of the moving average after `step` steps: lower at first, or it would long consist of the initial weights."""
-    return min(decay, (1 + step) / (10 + step))
 
 
 def count(module: nn.Module) -> int:

@@ -1,6 +1,5 @@
-"""The codec in the domain of features: encoder, quantizer and decoder without waveforms, and their moving average."""
+"""The codec in the domain of features: encoder, quantizer and decoder without waveforms."""
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -64,26 +63,6 @@ class FeatureCodec(nn.Module):
         decoder = self.frame_decoder
         coefficients, _ = decoder(decoder.pad(values))
         return FeatureResult(decoder.features(coefficients).float(), indices)
-
-
-class MovingAverage:
-    """Exponential moving average of a module's parameters.
-
-    Args:
-        module: To follow.
-        decay: Share of the average that a step keeps; less in the first steps.
-    """
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """After a step: move towards the module's weights."""
-        decay = min(self.decay, (step + 1) / (step + 10))
-        for average, current in zip(self.module.parameters(), module.parameters(), strict=True):
-            average.lerp_(current, 1.0 - decay)
 
 
 def weighted_error(decoded: Tensor, features: Tensor, weights: Tensor, valid: Tensor) -> Tensor:

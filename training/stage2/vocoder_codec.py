@@ -11,6 +11,7 @@ from modeling_jepa_daam.framing import lengths_to_mask
 from modeling_jepa_daam.vocoder_decoder import VocoderDecoder
 
 from ..codec import CodecResult
+from ..moving_average import move_average
 from .feature_codec import feature_loss, row_weights
 
 
@@ -43,11 +44,9 @@ class VocoderForTraining(nn.Module):
         self.codec.spectral_features.eval()
         return self
 
-    @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """After a step: move the average towards the weights."""
-        for average, current in zip(self.average.parameters(), self.codec.parameters(), strict=True):
-            average.lerp_(current, 1.0 - decay)
+        move_average(self.average, self.codec, decay)
 
     def forward(
         self,

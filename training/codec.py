@@ -52,7 +52,7 @@ class CodecForTraining(nn.Module):
     """Encoder, quantizer and decoder on windows, beside the moving average of all their weights.
 
     The encoder hears whole segments, as in use; a random window of the latents is decoded, with as many neighbouring
-    frames as it takes to make the very samples that decoding everything would make (but for gates of
+    frames as it takes to make the very samples that decoding everything would make (except with
     `daam_in_decoder`, whose statistics are then the window's).
 
     Args:

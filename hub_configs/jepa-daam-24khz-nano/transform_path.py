@@ -59,7 +59,7 @@ class AnalysisTransform(nn.Module):
 
     Deviation: not in the paper. Classic codecs transform blocks of signal linearly and spend bits where the variance
     is. A latent dimension has two bits, and the largest coefficients of a patch deserve eight: as `sawtooth_wave(gain *
-    tanh(u) + offset)`, several dimensions can be the digits of one number, coarse with gain 1, fine with 4, 16 and 64.
+    tanh(u) + offset)`, several dimensions can code one number, coarse with gain 1, fine with 4, 16 and 64.
     For that the quantizer's borders have to lie where the finer wave begins again: at -.5, 0 and .5.
 
     `training/transform_code.py` computes weights from speech, and the quantizer's statistics to these borders.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class AudioDecodeStream:
-    """Audio of tokens that come in pieces: the same as of all tokens at once, but for the rounding of float32.
+    """Audio of tokens that come in pieces: equal to that of all tokens at once within float32 rounding.
 
     A sample depends on the frames around its own, `delay_frames` of them to either side, so that it is final when
     these have come. (With `daam_in_decoder` a gate spans what is decoded at once: audio differs slightly.)

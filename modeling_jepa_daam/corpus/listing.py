@@ -1,8 +1,8 @@
 """Where the recordings of a corpus lie: in folders, in tar files, or as a manifest says; nothing is decoded.
 
 Everything is listed as it is found, in an order that depends on nothing but names: a folder's entries by name, a tar
-file's in its own order, a manifest's line by line. So a corpus of any size is listed without being held in memory,
-but for one folder's names or one tar file's members at a time.
+file's in its own order, a manifest's line by line. So a corpus of any size is listed without being held in memory:
+only one folder's names or one tar file's members are at a time.
 """
 
 import codecs

@@ -1,4 +1,4 @@
-"""Gain and equalization of spectral features, exact but for rounding: loudness back to power, and forth."""
+"""Gain and equalization of spectral features, exact up to rounding: loudness back to power, and forth."""
 
 import math
 
